@@ -1,0 +1,1 @@
+//! The exact integer meaning of the non-linear functions.

@@ -1,0 +1,9 @@
+//! Moduli, primes, CRT, samplers and the exact integer meaning of the non-linear functions. Depends on nothing of ours.
+
+pub mod fixed;
+mod modulus;
+pub mod primes;
+mod share_modulus;
+
+pub use modulus::Modulus;
+pub use share_modulus::ShareModulus;
