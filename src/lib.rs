@@ -2,3 +2,9 @@
 
 pub mod arith;
 pub mod engine;
+pub mod he;
+pub mod model;
+pub mod mpc;
+pub mod net;
+pub mod packing;
+pub mod protocol;

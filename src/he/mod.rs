@@ -1,0 +1,1 @@
+//! BFV on the engine: parameters, keys, encryption, evaluation, noise accounting, wire form.

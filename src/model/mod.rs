@@ -1,0 +1,1 @@
+//! Checkpoint import, tokenizer, fixed-point graph, plaintext oracle and calibration.

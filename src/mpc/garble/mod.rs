@@ -1,0 +1,1 @@
+//! Garbled circuits: circuits, half-gates and the gadgets of the non-linear layers.

@@ -1,0 +1,5 @@
+//! Two-party computation on the CPU: garbled circuits, oblivious transfer, arithmetic on shares.
+
+pub mod garble;
+pub mod ot;
+pub mod shared;

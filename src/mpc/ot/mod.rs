@@ -1,0 +1,1 @@
+//! Oblivious transfer: base OTs on Ristretto and the IKNP extension.

@@ -1,0 +1,1 @@
+//! Arithmetic on additive shares: products by correlated OT.

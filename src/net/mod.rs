@@ -1,0 +1,1 @@
+//! Channels that count bytes and rounds, framing, sessions.

@@ -1,0 +1,1 @@
+//! Packings of matrices into ciphertexts, and the counts that a planner reads.
