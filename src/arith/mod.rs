@@ -1,5 +1,6 @@
 //! Moduli, primes, CRT, samplers and the exact integer meaning of the non-linear functions. Depends on nothing of ours.
 
+pub mod bits;
 pub mod fixed;
 mod modulus;
 pub mod primes;
