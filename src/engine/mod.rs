@@ -1,9 +1,12 @@
 //! The compute engine: a small device trait, its backends and the scheduler above them.
 
 mod backend;
+pub mod cpu;
 mod error;
+mod ops;
 mod ring;
 
 pub use backend::{Backend, BackendInfo, Buffer, MatmulShape, OpCount, Result, Shape};
 pub use error::EngineError;
+pub use ops::{Op, OpCounter};
 pub use ring::RnsRing;

@@ -65,17 +65,64 @@ impl RnsRing {
     }
 }
 
-/// `g^((p-1)/2N)` for the smallest `g >= 2` that makes it primitive.
+/// The primitive `2N`-th root of unity reached from `-1` by `log2 N` square roots, each the one that Tonelli-Shanks finds
+/// with the smallest quadratic non-residue.
+///
+/// The CPU NTT libraries choose by this rule, and all implementations of the NTT must agree word for word.
 fn primitive_root_2n(m: Modulus, n: usize) -> u32 {
     let p = m.value();
-    let exponent = (p as u64 - 1) / (2 * n as u64);
-    let mut g = 2;
-    loop {
-        let root = m.pow(g, exponent);
-        // psi^N = -1 exactly when the order is 2N (N a power of two).
-        if m.pow(root, n as u64) == p - 1 {
-            return root;
+    let mut z = 2;
+    while m.pow(z, (p as u64 - 1) / 2) != p - 1 {
+        z += 1;
+    }
+    (0..n.trailing_zeros()).fold(p - 1, |root, _| square_root(m, z, root))
+}
+
+/// The square root of a quadratic residue `a` that Tonelli-Shanks (Cohen, "A Course in Computational Algebraic Number
+/// Theory", algorithm 1.5.1) gives for the non-residue `z`.
+fn square_root(m: Modulus, z: u32, a: u32) -> u32 {
+    let order = m.value() as u64 - 1;
+    let odd = order >> order.trailing_zeros();
+    // Invariant: root^2 = a * t, t of order dividing 2^(e-1), c of order 2^e.
+    let mut e = order.trailing_zeros();
+    let mut c = m.pow(z, odd);
+    let mut t = m.pow(a, odd);
+    let mut root = m.pow(a, odd.div_ceil(2));
+    while t != 1 {
+        let (mut k, mut square) = (0, t);
+        while square != 1 {
+            square = m.mul(square, square);
+            k += 1;
         }
-        g += 1;
+        let b = m.pow(c, 1 << (e - k - 1));
+        e = k;
+        c = m.mul(b, b);
+        t = m.mul(t, c);
+        root = m.mul(root, b);
+    }
+    root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arith::primes::ntt_primes;
+
+    #[test]
+    fn roots_are_primitive() {
+        for (bits, n) in [(14, 8), (20, 1024), (27, 4096), (30, 8192), (30, 65536)] {
+            let ring = RnsRing::new(n, &ntt_primes(bits, n, 3).unwrap()).unwrap();
+            for (m, &psi) in ring.moduli().iter().zip(ring.psi()) {
+                assert_eq!(m.pow(psi, n as u64), m.value() - 1, "psi^N = -1, so its order is 2N");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_rings_are_refused() {
+        for (n, primes) in [(4, vec![97]), (24, vec![97]), (8, vec![]), (8, vec![97, 97]), (8, vec![91]), (8, vec![19])]
+        {
+            assert!(matches!(RnsRing::new(n, &primes), Err(EngineError::Ring { .. })), "{n} {primes:?}");
+        }
     }
 }

@@ -1,0 +1,192 @@
+//! The negacyclic NTT in plain Rust: the permissive implementation, the twin of the NTT shaders and the source of their
+//! tables.
+//!
+//! Forward: Cooley-Tukey with `psi` merged into the twiddles (Longa and Naehrig, CANS 2016). Inverse: Gentleman-Sande. The
+//! butterflies are lazy (Harvey, "Faster arithmetic for number-theoretic transforms", 2014): values stay in `[0, 4p)`
+//! forward and `[0, 2p)` inverse, and multiplications by constants follow Shoup. No bit-reversal pass is needed: the
+//! forward transform takes natural order to bit-reversed order, `fwd(f)[i] = f(psi^(2*brv(i)+1))`, and the inverse goes back.
+
+use std::sync::Arc;
+
+use super::simd;
+use crate::{arith::Modulus, engine::RnsRing};
+
+/// Twiddle factors of one limb of a ring, as CPU and GPU use them.
+///
+/// A stage with `m` blocks (`m = 1, 2, 4, .. N/2`) takes the factor of its block `i` at index `m + i`. Index 0 is unused by
+/// the transforms (it holds 1). A `_shoup` table holds `floor(w * 2^32 / p)` for every `w` of its table.
+pub(crate) struct Twiddles {
+    /// The modulus `p`.
+    pub modulus: Modulus,
+    /// `psi^brv(k)`, `brv` on `log2 N` bits, at index `k < N`.
+    pub forward: Vec<u32>,
+    /// Shoup companions of `forward`.
+    pub forward_shoup: Vec<u32>,
+    /// `psi^-brv(k)` at index `k < N`.
+    pub inverse: Vec<u32>,
+    /// Shoup companions of `inverse`.
+    pub inverse_shoup: Vec<u32>,
+    /// `N^-1 mod p`, which the sum half of the last inverse stage takes.
+    pub n_inv: u32,
+    /// Shoup companion of `n_inv`.
+    pub n_inv_shoup: u32,
+    /// `inverse[1] * N^-1 mod p`, which the difference half of the last inverse stage takes.
+    pub last_inverse: u32,
+    /// Shoup companion of `last_inverse`.
+    pub last_inverse_shoup: u32,
+}
+
+impl Twiddles {
+    /// Tables of limb `limb` of `ring`.
+    pub fn new(ring: &RnsRing, limb: usize) -> Self {
+        let (modulus, psi, n) = (ring.moduli()[limb], ring.psi()[limb], ring.n());
+        let table = |root: u32| {
+            let mut table = vec![1; n];
+            let mut power = 1;
+            for k in 0..n as u32 {
+                table[(k.reverse_bits() >> (32 - ring.log_n())) as usize] = power;
+                power = modulus.mul(power, root);
+            }
+            table
+        };
+        let shoup = |table: &[u32]| table.iter().map(|&w| modulus.shoup(w)).collect();
+        let (forward, inverse) = (table(psi), table(modulus.inv(psi)));
+        let n_inv = modulus.inv(modulus.reduce(n as u64));
+        let last_inverse = modulus.mul(inverse[1], n_inv);
+        Self {
+            modulus,
+            forward_shoup: shoup(&forward),
+            inverse_shoup: shoup(&inverse),
+            forward,
+            inverse,
+            n_inv,
+            n_inv_shoup: modulus.shoup(n_inv),
+            last_inverse,
+            last_inverse_shoup: modulus.shoup(last_inverse),
+        }
+    }
+
+    /// Tables of every limb of `ring`.
+    pub fn all(ring: &Arc<RnsRing>) -> Vec<Self> {
+        (0..ring.moduli().len()).map(|limb| Self::new(ring, limb)).collect()
+    }
+
+    /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
+    pub fn forward(&self, x: &mut [u32]) {
+        simd::dispatch(|| self.forward_inlined(x));
+    }
+
+    /// NTT domain in `[0, p)` to coefficients in `[0, p)`, `1/N` included, in place; `x.len() == N`.
+    pub fn inverse(&self, x: &mut [u32]) {
+        simd::dispatch(|| self.inverse_inlined(x));
+    }
+
+    // Nothing wraps on canonical input; the wrapping forms keep other words from panicking in checked builds.
+
+    #[inline(always)]
+    fn forward_inlined(&self, x: &mut [u32]) {
+        let p = self.modulus.value();
+        let mut half = x.len() / 2;
+        let mut blocks = 1;
+        while half > 0 {
+            let twiddles = self.forward[blocks..2 * blocks].iter().zip(&self.forward_shoup[blocks..2 * blocks]);
+            for (block, (&w, &shoup)) in x.chunks_exact_mut(2 * half).zip(twiddles) {
+                let (low, high) = block.split_at_mut(half);
+                for (a, b) in low.iter_mut().zip(high) {
+                    let u = reduce_once(*a, 2 * p);
+                    let t = mul_shoup_lazy(*b, w, shoup, p);
+                    *a = u.wrapping_add(t);
+                    *b = u.wrapping_add(2 * p).wrapping_sub(t);
+                }
+            }
+            half /= 2;
+            blocks *= 2;
+        }
+        for a in x {
+            *a = reduce_once(reduce_once(*a, 2 * p), p);
+        }
+    }
+
+    #[inline(always)]
+    fn inverse_inlined(&self, x: &mut [u32]) {
+        let p = self.modulus.value();
+        let mut half = 1;
+        let mut blocks = x.len() / 2;
+        while blocks > 1 {
+            let twiddles = self.inverse[blocks..2 * blocks].iter().zip(&self.inverse_shoup[blocks..2 * blocks]);
+            for (block, (&w, &shoup)) in x.chunks_exact_mut(2 * half).zip(twiddles) {
+                let (low, high) = block.split_at_mut(half);
+                for (a, b) in low.iter_mut().zip(high) {
+                    let (u, v) = (*a, *b);
+                    *a = reduce_once(u.wrapping_add(v), 2 * p);
+                    *b = mul_shoup_lazy(u.wrapping_add(2 * p).wrapping_sub(v), w, shoup, p);
+                }
+            }
+            half *= 2;
+            blocks /= 2;
+        }
+        let (low, high) = x.split_at_mut(half);
+        for (a, b) in low.iter_mut().zip(high) {
+            let (u, v) = (*a, *b);
+            *a = reduce_once(mul_shoup_lazy(u.wrapping_add(v), self.n_inv, self.n_inv_shoup, p), p);
+            *b = reduce_once(
+                mul_shoup_lazy(u.wrapping_add(2 * p).wrapping_sub(v), self.last_inverse, self.last_inverse_shoup, p),
+                p,
+            );
+        }
+    }
+}
+
+/// `a` or `a - m`, whichever is in `[0, m)`, for `a` in `[0, 2m)`.
+#[inline(always)]
+pub(super) fn reduce_once(a: u32, m: u32) -> u32 {
+    // A negative difference wraps to a large word, so the minimum selects without a branch.
+    a.min(a.wrapping_sub(m))
+}
+
+/// `a * w mod p` in `[0, 2p)` for any word `a` and a constant `w < p` with its Shoup companion.
+#[inline(always)]
+pub(super) fn mul_shoup_lazy(a: u32, w: u32, shoup: u32, p: u32) -> u32 {
+    let q = ((a as u64 * shoup as u64) >> 32) as u32;
+    a.wrapping_mul(w).wrapping_sub(q.wrapping_mul(p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arith::primes::ntt_primes;
+
+    /// `f(psi^(2*brv(i)+1))` by Horner's rule: quadratic, plainly right.
+    fn naive(ring: &RnsRing, limb: usize, f: &[u32]) -> Vec<u32> {
+        let (m, psi) = (ring.moduli()[limb], ring.psi()[limb]);
+        (0..ring.n() as u32)
+            .map(|i| {
+                let brv = i.reverse_bits() >> (32 - ring.log_n());
+                let x = m.pow(psi, 2 * brv as u64 + 1);
+                f.iter().rev().fold(0, |acc, &c| m.add(m.mul(acc, x), c))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn forward_is_naive_evaluation_and_inverse_undoes_it() {
+        for (bits, n) in [(14, 8), (27, 64), (30, 16), (30, 256), (30, 1024)] {
+            let ring = Arc::new(RnsRing::new(n, &ntt_primes(bits, n, 2).unwrap()).unwrap());
+            for (limb, tables) in Twiddles::all(&ring).iter().enumerate() {
+                let p = tables.modulus.value();
+                let mut state = n as u64 + limb as u64;
+                let random = (0..n).map(|_| {
+                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    tables.modulus.reduce(state >> 20)
+                });
+                for f in [random.collect(), vec![p - 1; n], vec![0; n], vec![1; n]] {
+                    let mut x = f.clone();
+                    tables.forward(&mut x);
+                    assert_eq!(x, naive(&ring, limb, &f), "N = {n}, p = {p}");
+                    tables.inverse(&mut x);
+                    assert_eq!(x, f, "N = {n}, p = {p}");
+                }
+            }
+        }
+    }
+}
