@@ -1,6 +1,7 @@
 //! Moduli, primes, CRT, samplers and the exact integer meaning of the non-linear functions. Depends on nothing of ours.
 
 pub mod bits;
+pub mod codec;
 pub mod fixed;
 mod modulus;
 pub mod primes;
