@@ -1,6 +1,7 @@
 //! The compute engine: a small device trait, its backends and the scheduler above them.
 
 mod backend;
+mod check;
 pub mod cpu;
 mod error;
 mod ops;

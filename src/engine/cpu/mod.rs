@@ -1,6 +1,318 @@
-//! The CPU backend.
+//! The CPU backend: rayon over limbs and polynomials, NTTs by a library or by our own plain form.
 
-#[allow(dead_code)]
+mod inner_product;
+mod key_switch;
+mod matmul_plain;
+mod mod_switch;
+mod ntt;
+mod permute;
 pub(crate) mod plain_ntt;
-#[allow(dead_code)]
+mod pointwise;
+mod residue;
 mod simd;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use self::ntt::CpuNtt;
+pub use self::ntt::NttLibrary;
+use super::{
+    Backend, BackendInfo, Buffer, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
+    check::{self, operand},
+};
+
+/// [`Backend`] on CPU threads.
+///
+/// Words that are not canonical residues give unspecified residues, never a panic.
+pub struct CpuBackend {
+    library: NttLibrary,
+    /// `None` is rayon's shared pool, or whichever pool the caller runs in.
+    pool: Option<rayon::ThreadPool>,
+    tables: TableCache,
+    ops: OpCounter,
+}
+
+impl CpuBackend {
+    /// The fastest NTT of this build on `threads` threads of its own, or on rayon's shared pool.
+    pub fn new(threads: Option<usize>) -> Self {
+        Self::with_ntt(NttLibrary::default(), threads)
+    }
+
+    /// As [`CpuBackend::new`] with NTTs by `library`.
+    ///
+    /// If the system refuses the threads, the shared pool serves and a warning is logged.
+    pub fn with_ntt(library: NttLibrary, threads: Option<usize>) -> Self {
+        let build = |count: usize| {
+            let builder = rayon::ThreadPoolBuilder::new().num_threads(count.max(1));
+            builder.thread_name(|i| format!("heliostat-cpu-{i}")).build()
+        };
+        let pool = threads.and_then(|count| {
+            build(count).inspect_err(|e| log::warn!("no pool of {count} CPU threads ({e}): using the shared one")).ok()
+        });
+        Self { library, pool, tables: TableCache::default(), ops: OpCounter::new() }
+    }
+
+    /// Threads that operations run on.
+    pub fn threads(&self) -> usize {
+        self.pool.as_ref().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads)
+    }
+
+    /// Runs `f` on the backend's threads, counts it and wraps the result.
+    fn run(&self, op: Op, f: impl FnOnce() -> Vec<u32> + Send) -> Buffer {
+        self.ops.cpu(op);
+        wrap(self.install(f))
+    }
+
+    fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(f),
+            None => f(),
+        }
+    }
+
+    fn ntt(
+        &self,
+        op: Op,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        shape: Shape,
+        transform: impl Fn(&dyn CpuNtt, &mut [u32]) + Sync + Send,
+    ) -> Result<Buffer> {
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        Ok(self.run(op, || {
+            let (n, plans) = (ring.n(), self.tables.of(ring, self.library));
+            let mut out = vec![0; x.len()];
+            out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
+                out.copy_from_slice(x);
+                transform(plans[row % shape.limbs].as_ref(), out);
+            });
+            out
+        }))
+    }
+
+    fn pointwise(
+        &self,
+        op: Op,
+        ring: &RnsRing,
+        a: &Buffer,
+        b: &Buffer,
+        shape: Shape,
+        f: impl Fn(&RnsRing, usize, &[u32], &[u32]) -> Vec<u32> + Sync,
+    ) -> Result<Buffer> {
+        let (a, b) = (words(op, a)?, words(op, b)?);
+        check::batch(op, ring, "the first operand", a.len(), shape)?;
+        check::batch(op, ring, "the second operand", b.len(), shape)?;
+        Ok(self.run(op, || f(ring, shape.limbs, a, b)))
+    }
+}
+
+impl Backend for CpuBackend {
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            kind: "cpu",
+            adapter: format!("{}, {} threads", cpu_model(), self.threads()),
+            driver: String::new(),
+            software: false,
+            form: self.library.name(),
+        }
+    }
+
+    fn ops(&self) -> Vec<OpCount> {
+        self.ops.snapshot()
+    }
+
+    fn upload(&self, words: &[u32]) -> Result<Buffer> {
+        self.ops.cpu(Op::Upload);
+        Ok(wrap(words.to_vec()))
+    }
+
+    fn download(&self, x: &Buffer) -> Result<Vec<u32>> {
+        let x = words(Op::Download, x)?;
+        self.ops.cpu(Op::Download);
+        Ok(x.to_vec())
+    }
+
+    fn ntt_forward(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.ntt(Op::NttForward, ring, x, shape, |plan, x| plan.forward(x))
+    }
+
+    fn ntt_inverse(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.ntt(Op::NttInverse, ring, x, shape, |plan, x| plan.inverse(x))
+    }
+
+    fn add(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Add, ring, a, b, shape, pointwise::add)
+    }
+
+    fn sub(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Sub, ring, a, b, shape, pointwise::sub)
+    }
+
+    fn mul(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Mul, ring, a, b, shape, pointwise::mul)
+    }
+
+    fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
+        let op = Op::MulScalar;
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        operand::scalars(ring, shape, scalars)?;
+        Ok(self.run(op, || pointwise::mul_scalar(ring, x, scalars)))
+    }
+
+    fn matmul_plain(&self, ring: &Arc<RnsRing>, ct: &Buffer, plain: &Buffer, shape: MatmulShape) -> Result<Buffer> {
+        let op = Op::MatmulPlain;
+        let (ct, plain) = (words(op, ct)?, words(op, plain)?);
+        operand::matmul(ring, ct.len(), plain.len(), shape)?;
+        Ok(self.run(op, || matmul_plain::matmul_plain(ring, ct, plain, shape)))
+    }
+
+    fn expand(&self, ring: &Arc<RnsRing>, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
+        operand::positions(ring, limbs, values, positions)?;
+        Ok(self.run(Op::Expand, || permute::expand(ring, limbs, values, positions)))
+    }
+
+    fn pack_step(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, shift: usize) -> Result<(Buffer, Buffer)> {
+        let op = Op::PackStep;
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        operand::packing(ring, shape, shift)?;
+        self.ops.cpu(op);
+        let (sum, difference) = self.install(|| permute::pack_step(ring, x, shape, shift));
+        Ok((wrap(sum), wrap(difference)))
+    }
+
+    fn automorphism(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
+        let op = Op::Automorphism;
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        operand::galois_element(ring, g)?;
+        Ok(self.run(op, || permute::automorphism(ring, x, shape.limbs, g)))
+    }
+
+    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, polys: usize, key: &Buffer) -> Result<Buffer> {
+        let op = Op::KeySwitch;
+        let (x, key) = (words(op, x)?, words(op, key)?);
+        operand::key_switch(ring, x.len(), polys, key.len())?;
+        Ok(self.run(op, || {
+            let plans = self.tables.of(ring, self.library);
+            key_switch::key_switch(ring, &plans, x, polys, key)
+        }))
+    }
+
+    fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {
+        let op = Op::ModSwitch;
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        operand::target(shape, target)?;
+        Ok(self.run(op, || mod_switch::mod_switch(ring, x, shape, target)))
+    }
+}
+
+fn wrap(words: Vec<u32>) -> Buffer {
+    Buffer::new(words.len(), words)
+}
+
+fn words(op: Op, x: &Buffer) -> Result<&[u32]> {
+    let found = x.downcast::<Vec<u32>>();
+    check::require(op, found.is_some(), || "the buffer belongs to another backend; download and upload it".into())?;
+    Ok(found.map_or(&[], Vec::as_slice))
+}
+
+/// NTT tables by ring, the most recently used ones.
+#[derive(Default)]
+struct TableCache {
+    /// Most recently used last.
+    rings: Mutex<Vec<(u64, Plans)>>,
+}
+
+type Plans = Arc<Vec<Box<dyn CpuNtt>>>;
+
+impl TableCache {
+    /// Rings kept: a protocol uses a handful; the largest named one takes about 15 MB.
+    const RINGS: usize = 16;
+
+    /// Tables of `ring`, built when absent.
+    fn of(&self, ring: &Arc<RnsRing>, library: NttLibrary) -> Plans {
+        if let Some(plans) = self.touch(ring.id()) {
+            return plans;
+        }
+        // Built outside the lock: a pool thread that waits for this work may pick up another operation that wants the lock.
+        let plans = Arc::new(ntt::plans(library, ring));
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        if rings.iter().all(|(id, _)| *id != ring.id()) {
+            if rings.len() >= Self::RINGS {
+                rings.remove(0);
+            }
+            rings.push((ring.id(), plans.clone()));
+        }
+        plans
+    }
+
+    fn touch(&self, id: u64) -> Option<Plans> {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = rings.iter().position(|(known, _)| *known == id)?;
+        rings[at..].rotate_left(1);
+        rings.last().map(|(_, plans)| plans.clone())
+    }
+}
+
+/// The processor's name where the system tells it, else the architecture.
+fn cpu_model() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':').map(|(_, name)| name.trim()));
+    name.unwrap_or(std::env::consts::ARCH).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{arith::primes::ntt_primes, engine::EngineError};
+
+    fn ring(n: usize) -> Arc<RnsRing> {
+        Arc::new(RnsRing::new(n, &ntt_primes(30, n, 2).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn the_table_cache_is_bounded_and_keeps_what_is_used() {
+        let cache = TableCache::default();
+        let first = ring(8);
+        let tables = cache.of(&first, NttLibrary::Plain);
+        for _ in 0..2 * TableCache::RINGS {
+            cache.of(&ring(8), NttLibrary::Plain);
+            assert!(Arc::ptr_eq(&tables, &cache.of(&first, NttLibrary::Plain)));
+        }
+        assert_eq!(cache.rings.lock().unwrap().len(), TableCache::RINGS);
+    }
+
+    #[test]
+    fn a_foreign_buffer_is_an_error() {
+        let backend = CpuBackend::new(Some(1));
+        let foreign = Buffer::new(16, [0u8; 64]);
+        assert!(matches!(backend.download(&foreign), Err(EngineError::Shape { operation: "download", .. })));
+    }
+
+    #[test]
+    fn one_backend_serves_many_threads() {
+        let backend = CpuBackend::new(Some(2));
+        let ring = ring(64);
+        let shape = Shape { polys: 3, limbs: 2 };
+        std::thread::scope(|scope| {
+            for k in 0..4 {
+                let (backend, ring) = (&backend, &ring);
+                scope.spawn(move || {
+                    let x = vec![k; 3 * 2 * 64];
+                    let buffer = backend.upload(&x).unwrap();
+                    let there = backend.ntt_forward(ring, &buffer, shape).unwrap();
+                    let back = backend.ntt_inverse(ring, &there, shape).unwrap();
+                    assert_eq!(backend.download(&back).unwrap(), x);
+                });
+            }
+        });
+        let forward = backend.ops().into_iter().find(|op| op.name == "ntt_forward").unwrap();
+        assert_eq!((forward.cpu, forward.gpu, backend.threads()), (4, 0, 2));
+    }
+}

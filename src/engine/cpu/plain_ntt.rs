@@ -6,9 +6,10 @@
 //! forward and `[0, 2p)` inverse, and multiplications by constants follow Shoup. No bit-reversal pass is needed: the
 //! forward transform takes natural order to bit-reversed order, `fwd(f)[i] = f(psi^(2*brv(i)+1))`, and the inverse goes back.
 
-use std::sync::Arc;
-
-use super::simd;
+use super::{
+    residue::{mul_shoup, mul_shoup_lazy, reduce_once},
+    simd,
+};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// Twiddle factors of one limb of a ring, as CPU and GPU use them.
@@ -64,11 +65,6 @@ impl Twiddles {
             last_inverse,
             last_inverse_shoup: modulus.shoup(last_inverse),
         }
-    }
-
-    /// Tables of every limb of `ring`.
-    pub fn all(ring: &Arc<RnsRing>) -> Vec<Self> {
-        (0..ring.moduli().len()).map(|limb| Self::new(ring, limb)).collect()
     }
 
     /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
@@ -128,27 +124,13 @@ impl Twiddles {
         let (low, high) = x.split_at_mut(half);
         for (a, b) in low.iter_mut().zip(high) {
             let (u, v) = (*a, *b);
-            *a = reduce_once(mul_shoup_lazy(u.wrapping_add(v), self.n_inv, self.n_inv_shoup, p), p);
+            *a = mul_shoup(u.wrapping_add(v), self.n_inv, self.n_inv_shoup, p);
             *b = reduce_once(
                 mul_shoup_lazy(u.wrapping_add(2 * p).wrapping_sub(v), self.last_inverse, self.last_inverse_shoup, p),
                 p,
             );
         }
     }
-}
-
-/// `a` or `a - m`, whichever is in `[0, m)`, for `a` in `[0, 2m)`.
-#[inline(always)]
-pub(super) fn reduce_once(a: u32, m: u32) -> u32 {
-    // A negative difference wraps to a large word, so the minimum selects without a branch.
-    a.min(a.wrapping_sub(m))
-}
-
-/// `a * w mod p` in `[0, 2p)` for any word `a` and a constant `w < p` with its Shoup companion.
-#[inline(always)]
-pub(super) fn mul_shoup_lazy(a: u32, w: u32, shoup: u32, p: u32) -> u32 {
-    let q = ((a as u64 * shoup as u64) >> 32) as u32;
-    a.wrapping_mul(w).wrapping_sub(q.wrapping_mul(p))
 }
 
 #[cfg(test)]
@@ -171,8 +153,9 @@ mod tests {
     #[test]
     fn forward_is_naive_evaluation_and_inverse_undoes_it() {
         for (bits, n) in [(14, 8), (27, 64), (30, 16), (30, 256), (30, 1024)] {
-            let ring = Arc::new(RnsRing::new(n, &ntt_primes(bits, n, 2).unwrap()).unwrap());
-            for (limb, tables) in Twiddles::all(&ring).iter().enumerate() {
+            let ring = RnsRing::new(n, &ntt_primes(bits, n, 2).unwrap()).unwrap();
+            for limb in 0..2 {
+                let tables = Twiddles::new(&ring, limb);
                 let p = tables.modulus.value();
                 let mut state = n as u64 + limb as u64;
                 let random = (0..n).map(|_| {

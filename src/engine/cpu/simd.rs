@@ -6,5 +6,5 @@
 /// `#[inline(always)]`.
 #[inline(always)]
 pub(super) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    f()
+    pulp::Arch::new().dispatch(f)
 }

@@ -1,0 +1,78 @@
+//! Residue-wise sums, differences and products.
+
+use rayon::prelude::*;
+
+use super::{
+    residue::{self, Reducer, mul_shoup},
+    simd,
+};
+use crate::{arith::Modulus, engine::RnsRing};
+
+/// Rows below which a task is not split: a row of additions takes about a microsecond.
+const ROWS_A_TASK: usize = 4;
+
+/// `a + b` on batches `[polys][limbs][N]`.
+pub(super) fn add(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
+    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+        let p = m.value();
+        simd::dispatch(|| zip_words(out, a, b, |a, b| residue::add(a, b, p)));
+    })
+}
+
+/// `a - b` on batches `[polys][limbs][N]`.
+pub(super) fn sub(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
+    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+        let p = m.value();
+        simd::dispatch(|| zip_words(out, a, b, |a, b| residue::sub(a, b, p)));
+    })
+}
+
+/// `a * b` on batches `[polys][limbs][N]`.
+pub(super) fn mul(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
+    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+        let reducer = Reducer::new(m);
+        simd::dispatch(|| zip_words(out, a, b, |a, b| reducer.wide(a as u64 * b as u64)));
+    })
+}
+
+/// `x * scalars[limb]` on a batch `[polys][limbs][N]`, `limbs = scalars.len()`.
+pub(super) fn mul_scalar(ring: &RnsRing, x: &[u32], scalars: &[u32]) -> Vec<u32> {
+    let n = ring.n();
+    let mut out = vec![0; x.len()];
+    let rows = out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().with_min_len(ROWS_A_TASK);
+    rows.for_each(|(row, (out, x))| {
+        let limb = row % scalars.len();
+        let (m, w) = (ring.moduli()[limb], scalars[limb]);
+        let (p, shoup) = (m.value(), m.shoup(w));
+        simd::dispatch(|| {
+            for (out, &x) in out.iter_mut().zip(x) {
+                *out = mul_shoup(x, w, shoup, p);
+            }
+        });
+    });
+    out
+}
+
+/// `f(modulus, out, a, b)` on every row of N residues.
+fn zip_rows(
+    ring: &RnsRing,
+    limbs: usize,
+    a: &[u32],
+    b: &[u32],
+    f: impl Fn(Modulus, &mut [u32], &[u32], &[u32]) + Sync,
+) -> Vec<u32> {
+    let n = ring.n();
+    let mut out = vec![0; a.len()];
+    let rows = out.par_chunks_mut(n).zip(a.par_chunks(n)).zip(b.par_chunks(n));
+    rows.enumerate()
+        .with_min_len(ROWS_A_TASK)
+        .for_each(|(row, ((out, a), b))| f(ring.moduli()[row % limbs], out, a, b));
+    out
+}
+
+#[inline(always)]
+fn zip_words(out: &mut [u32], a: &[u32], b: &[u32], f: impl Fn(u32, u32) -> u32) {
+    for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+        *out = f(a, b);
+    }
+}
