@@ -7,6 +7,8 @@ use aes::cipher::{
     BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, InOut, KeyInit, ParBlocks,
 };
 
+use zeroize::Zeroize;
+
 use super::block::{BLOCK_BYTES, Block};
 
 type AesBlock = Array<u8, U16>;
@@ -50,22 +52,20 @@ impl Prg {
 
     /// Overwrites `out` with the next blocks.
     pub fn fill_blocks(&mut self, out: &mut [Block]) {
-        let (blocks, _) = AesBlock::slice_as_chunks_mut(bytemuck::cast_slice_mut(out));
         let counter = self.counter;
-        self.counter = counter.wrapping_add(blocks.len() as u64);
-        self.cipher.encrypt_with_backend(CounterStream { out: blocks, counter });
+        self.counter = counter.wrapping_add(out.len() as u64);
+        self.cipher.encrypt_with_backend(CounterStream { out, counter });
     }
 
     /// Overwrites `out` with the next bytes. Whole blocks are used up: the unused end of the last one is dropped.
     pub fn fill_bytes(&mut self, out: &mut [u8]) {
-        let (blocks, tail) = AesBlock::slice_as_chunks_mut(out);
-        let counter = self.counter;
-        self.counter = counter.wrapping_add(blocks.len() as u64);
-        self.cipher.encrypt_with_backend(CounterStream { out: blocks, counter });
-        if !tail.is_empty() {
-            let last = self.next_block().to_bytes();
-            tail.copy_from_slice(&last[..tail.len()]);
+        let mut buffer = [Block::ZERO; 256];
+        for chunk in out.chunks_mut(256 * BLOCK_BYTES) {
+            let blocks = &mut buffer[..chunk.len().div_ceil(BLOCK_BYTES)];
+            self.fill_blocks(blocks);
+            chunk.copy_from_slice(&bytemuck::cast_slice(blocks)[..chunk.len()]);
         }
+        buffer.zeroize();
     }
 
     /// Overwrites `out` with the next words, two to a block.
@@ -129,7 +129,7 @@ fn sigma(x: Block) -> Block {
 
 /// Counter mode as one call into the cipher's vector code, which so stays in registers for the whole slice.
 struct CounterStream<'a> {
-    out: &'a mut [AesBlock],
+    out: &'a mut [Block],
     counter: u64,
 }
 
@@ -140,21 +140,22 @@ impl BlockSizeUser for CounterStream<'_> {
 impl BlockCipherEncClosure for CounterStream<'_> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
+        let width = ParBlocks::<B>::default().len();
         let mut counter = self.counter;
-        let (wide, tail) = ParBlocks::<B>::slice_as_chunks_mut(self.out);
-        for chunk in wide {
-            for block in chunk.iter_mut() {
-                *block = u128::from(counter).to_le_bytes().into();
-                counter = counter.wrapping_add(1);
+        for chunk in self.out.chunks_mut(width) {
+            // Written as words, so that the counters are made by vector stores which the cipher's vector loads can forward.
+            for (i, block) in bytemuck::cast_slice_mut::<Block, [u64; 2]>(chunk).iter_mut().enumerate() {
+                *block = [counter.wrapping_add(i as u64), 0];
             }
-            backend.encrypt_par_blocks(chunk.into());
-        }
-        for block in tail.iter_mut() {
-            *block = u128::from(counter).to_le_bytes().into();
-            counter = counter.wrapping_add(1);
-        }
-        for block in tail {
-            backend.encrypt_block(block.into());
+            counter = counter.wrapping_add(width as u64);
+            let (blocks, _) = AesBlock::slice_as_chunks_mut(bytemuck::cast_slice_mut(chunk));
+            let (wide, tail) = ParBlocks::<B>::slice_as_chunks_mut(blocks);
+            for blocks in wide {
+                backend.encrypt_par_blocks(blocks.into());
+            }
+            for block in tail {
+                backend.encrypt_block(block.into());
+            }
         }
     }
 }
@@ -172,26 +173,27 @@ impl<F: Fn(usize) -> u64> BlockCipherEncClosure for HashInPlace<'_, F> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
         let width = ParBlocks::<B>::default().len();
-        for (i, block) in self.blocks.iter_mut().enumerate() {
-            *block = sigma(*block) ^ Block(u128::from((self.tweak)(i)));
-        }
-        let whole = self.blocks.len() / width * width;
-        let (wide, tail) = self.blocks.split_at_mut(whole);
-        let (wide, _) = AesBlock::slice_as_chunks_mut(bytemuck::cast_slice_mut(wide));
-        let (wide, _) = ParBlocks::<B>::slice_as_chunks_mut(wide);
         let mut image = ParBlocks::<B>::default();
-        for chunk in wide {
-            backend.encrypt_par_blocks(InOut::from((&*chunk, &mut image)));
-            for (x, y) in chunk.iter_mut().zip(image.iter()) {
-                for byte in 0..BLOCK_BYTES {
-                    x[byte] ^= y[byte];
+        for (c, chunk) in self.blocks.chunks_mut(width).enumerate() {
+            for (i, block) in chunk.iter_mut().enumerate() {
+                *block = sigma(*block) ^ Block(u128::from((self.tweak)(c * width + i)));
+            }
+            let (blocks, _) = AesBlock::slice_as_chunks_mut(bytemuck::cast_slice_mut(chunk));
+            let (wide, tail) = ParBlocks::<B>::slice_as_chunks_mut(blocks);
+            for blocks in wide {
+                backend.encrypt_par_blocks(InOut::from((&*blocks, &mut image)));
+                let image = AesBlock::slice_as_flattened(&image);
+                for (x, y) in AesBlock::slice_as_flattened_mut(blocks).iter_mut().zip(image) {
+                    *x ^= y;
                 }
             }
-        }
-        for block in tail {
-            let mut y = AesBlock::from(block.to_bytes());
-            backend.encrypt_block((&mut y).into());
-            *block ^= Block::from_bytes(y.into());
+            for block in tail {
+                let mut y = *block;
+                backend.encrypt_block((&mut y).into());
+                for byte in 0..BLOCK_BYTES {
+                    block[byte] ^= y[byte];
+                }
+            }
         }
     }
 }
