@@ -57,6 +57,11 @@ impl Prg {
         self.cipher.encrypt_with_backend(CounterStream { out, counter });
     }
 
+    /// Overwrites `out` with blocks `counter ..` of the stream and leaves the position where it is.
+    pub fn fill_blocks_at(&self, counter: u64, out: &mut [Block]) {
+        self.cipher.encrypt_with_backend(CounterStream { out, counter });
+    }
+
     /// Overwrites `out` with the next bytes. Whole blocks are used up: the unused end of the last one is dropped.
     pub fn fill_bytes(&mut self, out: &mut [u8]) {
         let mut buffer = [Block::ZERO; 256];

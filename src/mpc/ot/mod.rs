@@ -1,1 +1,21 @@
-//! Oblivious transfer: base OTs on Ristretto and the IKNP extension.
+//! Oblivious transfer: base OTs on Ristretto and the IKNP extension to correlated OTs.
+//!
+//! All of it is for semi-honest parties and without I/O: functions consume and produce byte messages.
+//!
+//! ```text
+//! COT receiver (evaluator)                      COT sender (garbler, holds delta)
+//! BaseSender::new            -- A (32 B) -->
+//!                            <-- B (4 KiB) --   CotSender::set_up
+//! CotReceiver::set_up
+//! CotReceiver::extend        -- U (16 B/OT) ->  CotSender::extend
+//! t_j                                           q_j = t_j ^ choice_j * delta
+//! ```
+
+pub mod base;
+mod error;
+pub mod iknp;
+pub(crate) mod transpose;
+
+pub use base::{BaseSender, receive as base_receive};
+pub use error::OtError;
+pub use iknp::{COLUMNS, CotReceiver, CotSender};
