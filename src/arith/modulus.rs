@@ -16,7 +16,7 @@ impl Modulus {
 
     /// Wraps an odd `p` in `[3, 2^30)`; primality is the caller's (see [`super::primes`]). `None` outside the range.
     pub const fn new(p: u32) -> Option<Self> {
-        if p < 3 || p >= 1 << Self::MAX_BITS || p % 2 == 0 {
+        if p < 3 || p >= 1 << Self::MAX_BITS || p.is_multiple_of(2) {
             return None;
         }
         Some(Self { p, barrett: (u64::MAX / p as u64) })
