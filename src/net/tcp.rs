@@ -90,6 +90,12 @@ struct Socket {
     deadline: Mutex<Option<Instant>>,
 }
 
+impl Socket {
+    fn deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Control for Socket {
     fn close(&self) {
         // An error here means that the stream is closed already.
@@ -109,21 +115,31 @@ struct SocketReader {
 
 impl Read for SocketReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let deadline = *self.socket.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(deadline) = deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
+        loop {
+            let deadline = self.socket.deadline();
+            if let Some(deadline) = deadline {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                let limit = self.socket.options.read.map_or(left, |read| read.min(left));
+                self.socket.stream.set_read_timeout(Some(limit))?;
+                self.limited = true;
+            } else if self.limited {
+                self.socket.stream.set_read_timeout(self.socket.options.read)?;
+                self.limited = false;
             }
-            let limit = self.socket.options.read.map_or(left, |read| read.min(left));
-            self.socket.stream.set_read_timeout(Some(limit))?;
-            self.limited = true;
-        } else if self.limited {
-            self.socket.stream.set_read_timeout(self.socket.options.read)?;
-            self.limited = false;
+            match (&self.socket.stream).read(buffer) {
+                // The deadline was changed while this read was waiting for it.
+                Err(e) if is_timeout(&e) && deadline.is_some() && self.socket.deadline() != deadline => {}
+                result => return result,
+            }
         }
-        (&self.socket.stream).read(buffer)
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 struct SocketWriter(Arc<Socket>);
