@@ -1,7 +1,11 @@
 //! Oblivious transfer and products by correlated OT, through the public interface, as two parties would use them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use heliostat::arith::ShareModulus;
 use heliostat::mpc::block::Block;
 use heliostat::mpc::ot::{BaseSender, COLUMNS, CotReceiver, CotSender, OtError, iknp::extend_len};
+use heliostat::mpc::prg::CrHash;
+use heliostat::mpc::shared::{ProductShape, gilboa};
 use rand_chacha::ChaCha20Rng;
 use rand_core::{Rng, SeedableRng};
 
@@ -22,7 +26,7 @@ fn random_choices(count: usize, rng: &mut ChaCha20Rng) -> Vec<u8> {
     let mut bytes = vec![0; count.div_ceil(8)];
     rng.fill_bytes(&mut bytes);
     if let Some(last) = bytes.last_mut()
-        && count % 8 != 0
+        && !count.is_multiple_of(8)
     {
         *last &= (1 << (count % 8)) - 1;
     }
@@ -96,4 +100,27 @@ fn malformed_extensions_give_errors_and_do_not_move_the_streams() {
     assert_eq!(sender.position(), 0);
     let q = sender.extend(&message, 5).unwrap();
     assert!(t[4] == q[4] && t[0] == q[0] ^ sender.delta());
+}
+
+#[test]
+fn products_of_shares_over_real_ots() {
+    let (mut sender, mut receiver) = set_up(5);
+    let mut rng = rng(6);
+    for (call, (l, rows, width)) in
+        [(32, 5, 128), (43, 3, 32), (64, 2, 300), (13, 9, 1), (1, 1, 3)].into_iter().enumerate()
+    {
+        let modulus = ShareModulus::pow2(l).unwrap();
+        let shape = ProductShape::new(rows, width, modulus).unwrap();
+        let x: Vec<u64> = (0..rows).map(|_| modulus.reduce(rng.next_u64())).collect();
+        let y: Vec<u64> = (0..rows * width).map(|_| modulus.reduce(rng.next_u64())).collect();
+        let choices = gilboa::choice_bits(&x, modulus);
+        let (extension, t) = receiver.extend(&choices, shape.ots()).unwrap();
+        let q = sender.extend(&extension, shape.ots()).unwrap();
+        let hash = CrHash::derive(Block(99), call as u64);
+        let (message, ours) = gilboa::send(&shape, &hash, sender.delta(), &q, &y).unwrap();
+        let theirs = gilboa::receive(&shape, &hash, &t, &choices, &message).unwrap();
+        for i in 0..rows * width {
+            assert_eq!(modulus.add(ours[i], theirs[i]), modulus.mul(x[i / width], y[i]), "l {l} element {i}");
+        }
+    }
 }

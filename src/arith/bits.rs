@@ -80,6 +80,31 @@ pub fn unpack(bytes: &[u8], bits: u32, count: usize) -> Result<Vec<u64>, BitsErr
     Ok(out)
 }
 
+/// Reads `out.len()` values of `bits` bits, `1 <= bits <= 64`, from bit `first_bit` on: one run of what [`BitWriter`]
+/// wrote. Nothing is said about the bits around it; see [`is_padded`].
+///
+/// # Errors
+/// If the width is out of range or the run ends outside `bytes`; `out` is then unchanged.
+pub fn unpack_run(bytes: &[u8], first_bit: usize, bits: u32, out: &mut [u64]) -> Result<(), BitsError> {
+    if bits == 0 || bits > 64 {
+        return Err(BitsError::Width { bits, limit: 64 });
+    }
+    let end = out.len().checked_mul(bits as usize).and_then(|n| n.checked_add(first_bit));
+    if end.is_none_or(|end| end.div_ceil(8) > bytes.len()) {
+        return Err(BitsError::Length { count: out.len(), bits, found: bytes.len() });
+    }
+    extract_run(bytes, first_bit, bits as usize, out, |x| x);
+    Ok(())
+}
+
+/// Whether `bytes` has no set bit from bit `used` on, i.e. is a canonical string of `used` bits.
+pub fn is_padded(bytes: &[u8], used: usize) -> bool {
+    match bytes.get(used / 8..) {
+        Some([first, rest @ ..]) => first >> (used % 8) == 0 && rest.iter().all(|&b| b == 0),
+        _ => true,
+    }
+}
+
 /// Unpacks `out.len()` values of `bits` bits, `1 <= bits <= 64`, into `out`.
 ///
 /// # Errors
@@ -109,11 +134,7 @@ fn check(bytes: &[u8], bits: u32, count: usize, limit: u32) -> Result<(), BitsEr
         return Err(BitsError::Length { count, bits, found: bytes.len() });
     }
     // The product fits: `packed_len` has just computed it.
-    let used = count * bits as usize % 8;
-    match bytes.last() {
-        Some(last) if used != 0 && last >> used != 0 => Err(BitsError::Padding),
-        _ => Ok(()),
-    }
+    if is_padded(bytes, count * bits as usize) { Ok(()) } else { Err(BitsError::Padding) }
 }
 
 /// The fast path of whole-byte widths: `N` bytes a value.
@@ -126,61 +147,95 @@ fn append_bytes<T: Copy + Into<u64>, const N: usize>(values: &[T], out: &mut Vec
     }
 }
 
-/// Any width below 64: bits gather in a word that is written when it is full.
+/// Any width: bits gather in a word that is written when it is full.
 fn append_bits<T: Copy + Into<u64>>(values: &[T], bits: u32, out: &mut Vec<u8>) {
     let start = out.len();
-    let len = (values.len() * bits as usize).div_ceil(8);
-    out.resize(start + len.next_multiple_of(8), 0);
-    let mask = u64::MAX >> (64 - bits);
-    let (mut word, mut fill) = (0u64, 0u32);
-    let (words, _) = out[start..].as_chunks_mut::<8>();
-    let mut words = words.iter_mut();
-    for &x in values {
-        let x = x.into() & mask;
-        word |= x << fill;
-        fill += bits;
-        if fill >= 64 {
-            if let Some(slot) = words.next() {
-                *slot = word.to_le_bytes();
-            }
-            fill -= 64;
-            // Two shifts, because a value that ends the word exactly would need a shift by its whole width.
-            word = x >> (bits - fill - 1) >> 1;
-        }
-    }
-    if let Some(slot) = words.next() {
-        *slot = word.to_le_bytes();
-    }
-    out.truncate(start + len);
+    out.resize(start + (values.len() * bits as usize).div_ceil(8), 0);
+    let mut writer = BitWriter::new(&mut out[start..]);
+    writer.push(values, bits);
+    writer.finish();
 }
 
-/// Reads value `i` as a shifted unaligned word, which needs no state from value to value. Lengths are checked before.
+/// Writes runs of values of different widths one after the other, without padding between them.
+pub struct BitWriter<'a> {
+    out: &'a mut [u8],
+    at: usize,
+    word: u64,
+    fill: u32,
+}
+
+impl<'a> BitWriter<'a> {
+    /// A writer that starts at bit 0 of `out`. What does not fit is dropped, so size `out` with [`packed_len`].
+    pub fn new(out: &'a mut [u8]) -> Self {
+        Self { out, at: 0, word: 0, fill: 0 }
+    }
+
+    /// Appends the low `bits` bits of every value, `bits <= 64`; nothing for a wider or zero width.
+    #[inline]
+    pub fn push<T: Copy + Into<u64>>(&mut self, values: &[T], bits: u32) {
+        if bits == 0 || bits > 64 {
+            return;
+        }
+        let mask = u64::MAX >> (64 - bits);
+        let (mut word, mut fill, mut at) = (self.word, self.fill, self.at);
+        for &x in values {
+            let x = x.into() & mask;
+            word |= x << fill;
+            fill += bits;
+            if fill >= 64 {
+                if let Some(slot) = self.out.get_mut(at..at + 8) {
+                    slot.copy_from_slice(&word.to_le_bytes());
+                }
+                at += 8;
+                fill -= 64;
+                // Two shifts, because a value that ends the word exactly would need a shift by its whole width.
+                word = x >> (bits - fill - 1) >> 1;
+            }
+        }
+        (self.word, self.fill, self.at) = (word, fill, at);
+    }
+
+    /// Writes what is left, with zero padding to a whole byte.
+    pub fn finish(self) {
+        let bytes = self.word.to_le_bytes();
+        let rest = &bytes[..self.fill.div_ceil(8) as usize];
+        if let Some(slot) = self.out.get_mut(self.at..self.at + rest.len()) {
+            slot.copy_from_slice(rest);
+        }
+    }
+}
+
+/// The values of a whole array. Lengths are checked before.
 fn extract<T>(bytes: &[u8], bits: u32, out: &mut [T], convert: impl Fn(u64) -> T + Copy) {
     match bits {
         8 => extract_bytes::<T, 1>(bytes, out, convert),
         16 => extract_bytes::<T, 2>(bytes, out, convert),
         32 => extract_bytes::<T, 4>(bytes, out, convert),
         64 => extract_bytes::<T, 8>(bytes, out, convert),
-        _ => {
-            let bits = bits as usize;
-            let mask = u64::MAX >> (64 - bits);
-            // A value of more than 57 bits can touch nine bytes.
-            let reach = if bits <= 57 { 8 } else { 16 };
-            let inside = if bytes.len() < reach { 0 } else { ((bytes.len() - reach) * 8 / bits + 1).min(out.len()) };
-            let (body, tail) = out.split_at_mut(inside);
-            for (i, slot) in body.iter_mut().enumerate() {
-                let (at, shift) = (i * bits / 8, i * bits % 8);
-                let x = if bits <= 57 { word_at::<8>(bytes, at) >> shift } else { word_at::<16>(bytes, at) >> shift };
-                *slot = convert(x as u64 & mask);
-            }
-            for (i, slot) in tail.iter_mut().enumerate() {
-                let (at, shift) = ((inside + i) * bits / 8, (inside + i) * bits % 8);
-                let mut window = [0; 16];
-                let rest = &bytes[at..bytes.len().min(at + 16)];
-                window[..rest.len()].copy_from_slice(rest);
-                *slot = convert((u128::from_le_bytes(window) >> shift) as u64 & mask);
-            }
-        }
+        _ => extract_run(bytes, 0, bits as usize, out, convert),
+    }
+}
+
+/// Any width, from any bit: value `i` is a shifted unaligned word, which needs no state from value to value.
+#[inline]
+fn extract_run<T>(bytes: &[u8], first: usize, bits: usize, out: &mut [T], convert: impl Fn(u64) -> T + Copy) {
+    let mask = u64::MAX >> (64 - bits);
+    // A value of more than 57 bits can touch nine bytes.
+    let reach = if bits <= 57 { 8 } else { 16 };
+    let last = bytes.len().checked_sub(reach).map(|at| (at * 8 + 7).checked_sub(first));
+    let inside = if let Some(Some(last)) = last { (last / bits + 1).min(out.len()) } else { 0 };
+    let (body, tail) = out.split_at_mut(inside);
+    for (i, slot) in body.iter_mut().enumerate() {
+        let (at, shift) = ((first + i * bits) / 8, (first + i * bits) % 8);
+        let x = if bits <= 57 { word_at::<8>(bytes, at) >> shift } else { word_at::<16>(bytes, at) >> shift };
+        *slot = convert(x as u64 & mask);
+    }
+    for (i, slot) in tail.iter_mut().enumerate() {
+        let bit = first + (inside + i) * bits;
+        let mut window = [0; 16];
+        let rest = &bytes[bit / 8..bytes.len().min(bit / 8 + 16)];
+        window[..rest.len()].copy_from_slice(rest);
+        *slot = convert((u128::from_le_bytes(window) >> (bit % 8)) as u64 & mask);
     }
 }
 
@@ -249,6 +304,40 @@ mod tests {
         pack_into(&[5u64, 6], 3, &mut out);
         pack_into(&[1u64], 7, &mut out);
         assert_eq!(out, [0xaa, 5 | 6 << 3, 1]);
+    }
+
+    #[test]
+    fn runs_of_different_widths_follow_each_other() {
+        for shift in 0..64u32 {
+            let widths = [7u32, 64, 1, 33, 8, 57, 58, 13, 63];
+            let value =
+                |w: u32, i: u64| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(w) & (u64::MAX >> (64 - w));
+            let total = (shift + widths.iter().sum::<u32>() * 3) as usize;
+            let mut bytes = vec![0; total.div_ceil(8)];
+            let mut writer = BitWriter::new(&mut bytes);
+            let mut naive = Vec::new();
+            writer.push(&vec![1u64; shift as usize], 1);
+            naive.extend(vec![1u8; shift as usize]);
+            for w in widths {
+                let run: Vec<u64> = (0..3).map(|i| value(w, i)).collect();
+                writer.push(&run, w);
+                naive.extend(run.iter().flat_map(|x| (0..w).map(move |b| (x >> b & 1) as u8)));
+            }
+            writer.finish();
+            assert!(is_padded(&bytes, total) && !is_padded(&bytes, 8));
+            for (j, bit) in naive.iter().enumerate() {
+                assert_eq!(bytes[j / 8] >> (j % 8) & 1, *bit, "{shift} {j}");
+            }
+            let mut first = shift as usize;
+            for w in widths {
+                let mut run = [0; 3];
+                unpack_run(&bytes, first, w, &mut run).unwrap();
+                assert_eq!(run, [0, 1, 2].map(|i| value(w, i)), "{shift} {w}");
+                first += 3 * w as usize;
+            }
+            assert!(unpack_run(&bytes, first, 8, &mut [0; 1]).is_err() && unpack_run(&bytes, 0, 65, &mut []).is_err());
+            assert!(unpack_run(&bytes, usize::MAX, 8, &mut [0; 1]).is_err());
+        }
     }
 
     #[test]
