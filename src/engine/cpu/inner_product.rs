@@ -17,7 +17,10 @@ const BLOCK: usize = 512;
 
 /// `out[part][c] = sum over terms of factor[c] * parts[part][c] mod p`.
 pub(super) fn pair(modulus: Modulus, out: [&mut [u32]; 2], terms: &[Term<'_>]) {
-    simd::dispatch(|| pair_inlined(modulus, out, terms));
+    simd::dispatch(
+        #[inline(always)]
+        || pair_inlined(modulus, out, terms),
+    );
 }
 
 #[inline(always)]

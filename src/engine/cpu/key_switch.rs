@@ -62,18 +62,24 @@ fn change_modulus(from: Modulus, to: Modulus, x: &[u32], out: &mut [u32]) {
         out.copy_from_slice(x);
     } else if from.value() < 2 * to.value() {
         // Always so within one octave.
-        simd::dispatch(|| {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = reduce_once(x, to.value());
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = reduce_once(x, to.value());
+                }
+            },
+        );
     } else {
         let reducer = Reducer::new(to);
-        simd::dispatch(|| {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = reducer.word(x);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = reducer.word(x);
+                }
+            },
+        );
     }
 }
 

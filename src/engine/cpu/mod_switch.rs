@@ -57,13 +57,16 @@ impl DropLimb {
 
     /// `kept = (kept - [rest]_p) / p mod m`, with `[rest]_p` centred in `(-p/2, p/2)`; coefficient domain.
     pub(super) fn apply(&self, rest: &[u32], kept: &mut [u32]) {
-        simd::dispatch(|| {
-            for (kept, &rest) in kept.iter_mut().zip(rest) {
-                // [rest]_p = shifted - half, so that both signs are reduced modulo m alike.
-                let shifted = reduce_once(rest.wrapping_add(self.half), self.dropped);
-                let difference = kept.wrapping_add(self.offset).wrapping_sub(self.reducer.word(shifted));
-                *kept = mul_shoup(difference, self.inverse.0, self.inverse.1, self.kept);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (kept, &rest) in kept.iter_mut().zip(rest) {
+                    // [rest]_p = shifted - half, so that both signs are reduced modulo m alike.
+                    let shifted = reduce_once(rest.wrapping_add(self.half), self.dropped);
+                    let difference = kept.wrapping_add(self.offset).wrapping_sub(self.reducer.word(shifted));
+                    *kept = mul_shoup(difference, self.inverse.0, self.inverse.1, self.kept);
+                }
+            },
+        );
     }
 }

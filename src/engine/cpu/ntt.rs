@@ -119,11 +119,14 @@ impl NInverse {
     }
 
     fn apply(&self, x: &mut [u32]) {
-        simd::dispatch(|| {
-            for a in x {
-                *a = mul_shoup(*a, self.value, self.shoup, self.p);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for a in x {
+                    *a = mul_shoup(*a, self.value, self.shoup, self.p);
+                }
+            },
+        );
     }
 }
 

@@ -38,8 +38,14 @@ pub(super) fn pack_step(ring: &RnsRing, x: &[u32], shape: Shape, shift: usize) -
         let (even_low, even_high) = even.split_at(shift);
         // The top `shift` coefficients of O wrap round with the opposite sign.
         let (odd_high, odd_low) = odd.split_at(n - shift);
-        simd::dispatch(|| butterfly(sum_high, difference_high, even_high, odd_high, p));
-        simd::dispatch(|| butterfly(difference_low, sum_low, even_low, odd_low, p));
+        simd::dispatch(
+            #[inline(always)]
+            || butterfly(sum_high, difference_high, even_high, odd_high, p),
+        );
+        simd::dispatch(
+            #[inline(always)]
+            || butterfly(difference_low, sum_low, even_low, odd_low, p),
+        );
     });
     (sum, difference)
 }

@@ -69,12 +69,18 @@ impl Twiddles {
 
     /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
     pub fn forward(&self, x: &mut [u32]) {
-        simd::dispatch(|| self.forward_inlined(x));
+        simd::dispatch(
+            #[inline(always)]
+            || self.forward_inlined(x),
+        );
     }
 
     /// NTT domain in `[0, p)` to coefficients in `[0, p)`, `1/N` included, in place; `x.len() == N`.
     pub fn inverse(&self, x: &mut [u32]) {
-        simd::dispatch(|| self.inverse_inlined(x));
+        simd::dispatch(
+            #[inline(always)]
+            || self.inverse_inlined(x),
+        );
     }
 
     // Nothing wraps on canonical input; the wrapping forms keep other words from panicking in checked builds.

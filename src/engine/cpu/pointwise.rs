@@ -15,7 +15,10 @@ const ROWS_A_TASK: usize = 4;
 pub(super) fn add(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
     zip_rows(ring, limbs, a, b, |m, out, a, b| {
         let p = m.value();
-        simd::dispatch(|| zip_words(out, a, b, |a, b| residue::add(a, b, p)));
+        simd::dispatch(
+            #[inline(always)]
+            || zip_words(out, a, b, |a, b| residue::add(a, b, p)),
+        );
     })
 }
 
@@ -23,7 +26,10 @@ pub(super) fn add(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
 pub(super) fn sub(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
     zip_rows(ring, limbs, a, b, |m, out, a, b| {
         let p = m.value();
-        simd::dispatch(|| zip_words(out, a, b, |a, b| residue::sub(a, b, p)));
+        simd::dispatch(
+            #[inline(always)]
+            || zip_words(out, a, b, |a, b| residue::sub(a, b, p)),
+        );
     })
 }
 
@@ -31,7 +37,10 @@ pub(super) fn sub(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
 pub(super) fn mul(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
     zip_rows(ring, limbs, a, b, |m, out, a, b| {
         let reducer = Reducer::new(m);
-        simd::dispatch(|| zip_words(out, a, b, |a, b| reducer.wide(a as u64 * b as u64)));
+        simd::dispatch(
+            #[inline(always)]
+            || zip_words(out, a, b, |a, b| reducer.wide(a as u64 * b as u64)),
+        );
     })
 }
 
@@ -44,11 +53,14 @@ pub(super) fn mul_scalar(ring: &RnsRing, x: &[u32], scalars: &[u32]) -> Vec<u32>
         let limb = row % scalars.len();
         let (m, w) = (ring.moduli()[limb], scalars[limb]);
         let (p, shoup) = (m.value(), m.shoup(w));
-        simd::dispatch(|| {
-            for (out, &x) in out.iter_mut().zip(x) {
-                *out = mul_shoup(x, w, shoup, p);
-            }
-        });
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = mul_shoup(x, w, shoup, p);
+                }
+            },
+        );
     });
     out
 }
