@@ -89,54 +89,105 @@ impl Twiddles {
     fn forward_inlined(&self, x: &mut [u32]) {
         let p = self.modulus.value();
         let mut half = x.len() / 2;
-        let mut blocks = 1;
         while half > 0 {
-            let twiddles = self.forward[blocks..2 * blocks].iter().zip(&self.forward_shoup[blocks..2 * blocks]);
-            for (block, (&w, &shoup)) in x.chunks_exact_mut(2 * half).zip(twiddles) {
-                let (low, high) = block.split_at_mut(half);
-                for (a, b) in low.iter_mut().zip(high) {
-                    let u = reduce_once(*a, 2 * p);
-                    let t = mul_shoup_lazy(*b, w, shoup, p);
-                    *a = u.wrapping_add(t);
-                    *b = u.wrapping_add(2 * p).wrapping_sub(t);
+            match half {
+                1 => self.forward_stage::<1>(x),
+                2 => self.forward_stage::<2>(x),
+                4 => self.forward_stage::<4>(x),
+                8 => self.forward_stage::<8>(x),
+                _ => {
+                    for (block, (w, shoup)) in
+                        x.chunks_exact_mut(2 * half).zip(stage(&self.forward, &self.forward_shoup, half))
+                    {
+                        let (low, high) = block.split_at_mut(half);
+                        for (a, b) in low.iter_mut().zip(high) {
+                            (*a, *b) = forward_butterfly(*a, *b, w, shoup, p);
+                        }
+                    }
                 }
             }
             half /= 2;
-            blocks *= 2;
         }
         for a in x {
             *a = reduce_once(reduce_once(*a, 2 * p), p);
         }
     }
 
+    /// A stage of short blocks, whose length the compiler knows so that it vectorises across blocks.
+    #[inline(always)]
+    fn forward_stage<const HALF: usize>(&self, x: &mut [u32]) {
+        let p = self.modulus.value();
+        for (block, (w, shoup)) in x.chunks_exact_mut(2 * HALF).zip(stage(&self.forward, &self.forward_shoup, HALF)) {
+            for i in 0..HALF {
+                (block[i], block[i + HALF]) = forward_butterfly(block[i], block[i + HALF], w, shoup, p);
+            }
+        }
+    }
+
     #[inline(always)]
     fn inverse_inlined(&self, x: &mut [u32]) {
         let p = self.modulus.value();
+        let last = x.len() / 2;
         let mut half = 1;
-        let mut blocks = x.len() / 2;
-        while blocks > 1 {
-            let twiddles = self.inverse[blocks..2 * blocks].iter().zip(&self.inverse_shoup[blocks..2 * blocks]);
-            for (block, (&w, &shoup)) in x.chunks_exact_mut(2 * half).zip(twiddles) {
-                let (low, high) = block.split_at_mut(half);
-                for (a, b) in low.iter_mut().zip(high) {
-                    let (u, v) = (*a, *b);
-                    *a = reduce_once(u.wrapping_add(v), 2 * p);
-                    *b = mul_shoup_lazy(u.wrapping_add(2 * p).wrapping_sub(v), w, shoup, p);
+        while half < last {
+            match half {
+                1 => self.inverse_stage::<1>(x),
+                2 => self.inverse_stage::<2>(x),
+                4 => self.inverse_stage::<4>(x),
+                8 => self.inverse_stage::<8>(x),
+                _ => {
+                    for (block, (w, shoup)) in
+                        x.chunks_exact_mut(2 * half).zip(stage(&self.inverse, &self.inverse_shoup, half))
+                    {
+                        let (low, high) = block.split_at_mut(half);
+                        for (a, b) in low.iter_mut().zip(high) {
+                            (*a, *b) = inverse_butterfly(*a, *b, w, shoup, p);
+                        }
+                    }
                 }
             }
             half *= 2;
-            blocks /= 2;
         }
-        let (low, high) = x.split_at_mut(half);
+        let (low, high) = x.split_at_mut(last);
         for (a, b) in low.iter_mut().zip(high) {
-            let (u, v) = (*a, *b);
-            *a = mul_shoup(u.wrapping_add(v), self.n_inv, self.n_inv_shoup, p);
-            *b = reduce_once(
-                mul_shoup_lazy(u.wrapping_add(2 * p).wrapping_sub(v), self.last_inverse, self.last_inverse_shoup, p),
-                p,
-            );
+            let (sum, difference) = (a.wrapping_add(*b), a.wrapping_add(2 * p).wrapping_sub(*b));
+            *a = mul_shoup(sum, self.n_inv, self.n_inv_shoup, p);
+            *b = mul_shoup(difference, self.last_inverse, self.last_inverse_shoup, p);
         }
     }
+
+    /// As [`Self::forward_stage`].
+    #[inline(always)]
+    fn inverse_stage<const HALF: usize>(&self, x: &mut [u32]) {
+        let p = self.modulus.value();
+        for (block, (w, shoup)) in x.chunks_exact_mut(2 * HALF).zip(stage(&self.inverse, &self.inverse_shoup, HALF)) {
+            for i in 0..HALF {
+                (block[i], block[i + HALF]) = inverse_butterfly(block[i], block[i + HALF], w, shoup, p);
+            }
+        }
+    }
+}
+
+/// Factors and companions of the blocks of the stage with blocks of `2 * half`.
+#[inline(always)]
+fn stage<'a>(table: &'a [u32], shoup: &'a [u32], half: usize) -> impl Iterator<Item = (u32, u32)> + 'a {
+    let blocks = table.len() / (2 * half);
+    table[blocks..2 * blocks].iter().copied().zip(shoup[blocks..2 * blocks].iter().copied())
+}
+
+/// `(a + w b, a - w b)` on `[0, 4p)`.
+#[inline(always)]
+fn forward_butterfly(a: u32, b: u32, w: u32, shoup: u32, p: u32) -> (u32, u32) {
+    let u = reduce_once(a, 2 * p);
+    let t = mul_shoup_lazy(b, w, shoup, p);
+    (u.wrapping_add(t), u.wrapping_add(2 * p).wrapping_sub(t))
+}
+
+/// `(a + b, w (a - b))` on `[0, 2p)`.
+#[inline(always)]
+fn inverse_butterfly(a: u32, b: u32, w: u32, shoup: u32, p: u32) -> (u32, u32) {
+    let sum = reduce_once(a.wrapping_add(b), 2 * p);
+    (sum, mul_shoup_lazy(a.wrapping_add(2 * p).wrapping_sub(b), w, shoup, p))
 }
 
 #[cfg(test)]
