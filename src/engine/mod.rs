@@ -4,6 +4,7 @@ mod backend;
 mod check;
 pub mod cpu;
 mod error;
+pub mod gpu;
 mod ops;
 mod ring;
 

@@ -1,0 +1,3 @@
+//! The GPU backend.
+mod preprocess;
+mod shaders;

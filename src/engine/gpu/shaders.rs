@@ -1,0 +1,356 @@
+//! The typed table of shaders: sources, kernels with their bindings, and the permutations that the backend may build.
+
+use super::preprocess::{PreprocessError, preprocess};
+
+/// How a 32 x 32-bit product gets its high word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProductForm {
+    /// 64-bit integers in registers (`SHADER_INT64`: Vulkan, DX12, Metal).
+    U64,
+    /// Four 16-bit products, plain WGSL: runs everywhere.
+    Split16,
+}
+
+impl ProductForm {
+    /// `u64` or `split16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::U64 => "u64",
+            Self::Split16 => "split16",
+        }
+    }
+}
+
+/// Every shader source, by its path below `shaders/`.
+pub(super) const SOURCES: [(&str, &str); 11] = [
+    ("lib/grid.wgsl", include_str!("../../../shaders/lib/grid.wgsl")),
+    ("lib/modular.wgsl", include_str!("../../../shaders/lib/modular.wgsl")),
+    ("lib/params.wgsl", include_str!("../../../shaders/lib/params.wgsl")),
+    ("lib/product.wgsl", include_str!("../../../shaders/lib/product.wgsl")),
+    ("automorphism.wgsl", include_str!("../../../shaders/automorphism.wgsl")),
+    ("expand.wgsl", include_str!("../../../shaders/expand.wgsl")),
+    ("key_switch.wgsl", include_str!("../../../shaders/key_switch.wgsl")),
+    ("matmul_plain.wgsl", include_str!("../../../shaders/matmul_plain.wgsl")),
+    ("mod_switch.wgsl", include_str!("../../../shaders/mod_switch.wgsl")),
+    ("ntt.wgsl", include_str!("../../../shaders/ntt.wgsl")),
+    ("pointwise.wgsl", include_str!("../../../shaders/pointwise.wgsl")),
+];
+
+/// Invocations a workgroup of every kernel but the `*_block` transforms, which take one per 16 values.
+pub(super) const WORKGROUP: u32 = 256;
+
+/// A kernel: an entry point of a shader file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kernel {
+    ForwardBlock,
+    ForwardStream,
+    InverseBlock,
+    InverseStream,
+    Add,
+    Sub,
+    Mul,
+    MulScalar,
+    MatmulPlain,
+    Expand,
+    Automorphism,
+    PackStep,
+    InnerProduct,
+    ModSwitch,
+}
+
+/// A storage buffer of a kernel: binding number and whether the kernel writes it. Binding 0 is the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Binding {
+    pub index: u32,
+    pub write: bool,
+}
+
+const fn read(index: u32) -> Binding {
+    Binding { index, write: false }
+}
+
+const fn write(index: u32) -> Binding {
+    Binding { index, write: true }
+}
+
+impl Kernel {
+    /// Source file.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => "ntt.wgsl",
+            Self::Add | Self::Sub | Self::Mul | Self::MulScalar => "pointwise.wgsl",
+            Self::MatmulPlain => "matmul_plain.wgsl",
+            Self::Expand => "expand.wgsl",
+            Self::Automorphism | Self::PackStep => "automorphism.wgsl",
+            Self::InnerProduct => "key_switch.wgsl",
+            Self::ModSwitch => "mod_switch.wgsl",
+        }
+    }
+
+    /// Entry point.
+    pub const fn entry(self) -> &'static str {
+        match self {
+            Self::ForwardBlock => "forward_block",
+            Self::ForwardStream => "forward_stream",
+            Self::InverseBlock => "inverse_block",
+            Self::InverseStream => "inverse_stream",
+            Self::Add => "add",
+            Self::Sub => "sub",
+            Self::Mul => "mul",
+            Self::MulScalar => "mul_scalar",
+            Self::MatmulPlain => "matmul_plain",
+            Self::Expand => "expand",
+            Self::Automorphism => "automorphism",
+            Self::PackStep => "pack_step",
+            Self::InnerProduct => "inner_product",
+            Self::ModSwitch => "mod_switch",
+        }
+    }
+
+    /// Number of `u32` in the shader's `struct Params`.
+    pub const fn params(self) -> usize {
+        match self {
+            Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => 3,
+            Self::Add | Self::Sub | Self::Mul | Self::MulScalar | Self::InnerProduct => 4,
+            Self::Automorphism | Self::PackStep => 5,
+            Self::Expand | Self::ModSwitch => 6,
+            Self::MatmulPlain => 7,
+        }
+    }
+
+    /// Storage bindings, in the order in which the backend passes buffers. Transforms in place lack the last one.
+    pub const fn bindings(self) -> &'static [Binding] {
+        match self {
+            Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => {
+                const { &[read(1), read(2), write(3), read(4)] }
+            }
+            Self::Add | Self::Sub | Self::Mul => const { &[read(1), read(2), read(3), write(4)] },
+            Self::MulScalar => const { &[read(1), read(2), read(5), write(4)] },
+            Self::MatmulPlain | Self::Expand | Self::InnerProduct | Self::ModSwitch => {
+                const { &[read(1), read(2), read(3), write(4)] }
+            }
+            Self::Automorphism => const { &[read(1), read(2), write(4)] },
+            Self::PackStep => const { &[read(1), read(2), read(3), write(4), write(5)] },
+        }
+    }
+}
+
+/// A kernel with its flags and constants: what one pipeline is built from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Variant {
+    pub kernel: Kernel,
+    pub flags: Vec<&'static str>,
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Variant {
+    /// A kernel without flags or constants.
+    pub fn plain(kernel: Kernel) -> Self {
+        Self { kernel, flags: Vec::new(), constants: Vec::new() }
+    }
+
+    /// `mod_switch` by up to `dropped` limbs: one limb has a variant of its own, which needs no array.
+    pub fn mod_switch(dropped: usize) -> Self {
+        let most = if dropped <= 1 { 1 } else { 64 };
+        Self { kernel: Kernel::ModSwitch, flags: Vec::new(), constants: vec![("MAX_DROPPED", most)] }
+    }
+
+    /// Storage bindings of this variant.
+    pub fn bindings(&self) -> &'static [Binding] {
+        let all = self.kernel.bindings();
+        if self.flags.contains(&"IN_PLACE") { &all[..all.len() - 1] } else { all }
+    }
+
+    /// Invocations a workgroup.
+    #[cfg(test)]
+    pub fn workgroup_size(&self) -> u32 {
+        self.constants.iter().find(|(name, _)| *name == "THREADS").map_or(WORKGROUP, |&(_, threads)| threads)
+    }
+
+    /// The WGSL text.
+    pub fn source(&self, form: ProductForm, immediates: bool) -> Result<String, PreprocessError> {
+        let mut flags = self.flags.clone();
+        if form == ProductForm::U64 {
+            flags.push("FORM_U64");
+        }
+        if immediates {
+            flags.push("IMMEDIATES");
+        }
+        preprocess(&SOURCES, self.kernel.file(), &flags, &self.constants)
+    }
+}
+
+/// One launch of a transform of N = `1 << log_n`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NttPass {
+    pub variant: Variant,
+    /// Workgroups a row for a `*_block` kernel; invocations a row for a `*_stream` kernel.
+    pub per_row: u32,
+    /// Whether this is a `*_block` kernel.
+    pub block: bool,
+}
+
+/// Direction and input of a transform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transform {
+    Forward,
+    /// Forward, with the digits of a key switch made on the way in.
+    ForwardDigits,
+    Inverse,
+}
+
+/// The launches of a transform where a workgroup can hold `1 << log_block` words, `log_block >= 4`: the first reads the input
+/// and writes the result, the others work in the result. At most two for the limits of any real adapter.
+pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Vec<NttPass> {
+    let inverse = transform == Transform::Inverse;
+    let log_block = log_block.min(log_n);
+    // N = 8 is too small for a block of 16 words.
+    let streamed = if log_n < 4 { log_n } else { log_n - log_block };
+    let mut passes = Vec::new();
+    let mut stage = 0;
+    while stage < streamed {
+        let bits = (streamed - stage).min(4);
+        passes.push(NttPass {
+            variant: Variant {
+                kernel: if inverse { Kernel::InverseStream } else { Kernel::ForwardStream },
+                flags: if log_n < 4 { vec!["STREAM", "CANONICAL"] } else { vec!["STREAM"] },
+                constants: vec![("LOG_N", log_n), ("STREAM_STAGE", stage), ("STREAM_BITS", bits)],
+            },
+            per_row: 1 << (log_n - bits),
+            block: false,
+        });
+        stage += bits;
+    }
+    if log_n >= 4 {
+        passes.push(NttPass {
+            variant: Variant {
+                kernel: if inverse { Kernel::InverseBlock } else { Kernel::ForwardBlock },
+                flags: vec!["BLOCK"],
+                constants: vec![("LOG_N", log_n), ("LOG_BLOCK", log_block), ("THREADS", 1 << (log_block - 4))],
+            },
+            per_row: 1 << streamed,
+            block: true,
+        });
+    }
+    if inverse {
+        passes.reverse();
+    }
+    for (i, pass) in passes.iter_mut().enumerate() {
+        if inverse {
+            pass.variant.flags.push("INVERSE");
+        }
+        if i > 0 {
+            pass.variant.flags.push("IN_PLACE");
+        } else if transform == Transform::ForwardDigits {
+            pass.variant.flags.push("DIGITS");
+        }
+    }
+    passes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wgpu::naga;
+
+    /// Every permutation that some adapter could ask for.
+    fn all_variants() -> Vec<Variant> {
+        use Kernel::*;
+        let mut all: Vec<_> =
+            [Add, Sub, Mul, MulScalar, MatmulPlain, Expand, Automorphism, PackStep, InnerProduct].map(Variant::plain).into();
+        all.extend([Variant::mod_switch(1), Variant::mod_switch(2)]);
+        for log_n in 3..=16 {
+            for log_block in [4, 9, 12, 13] {
+                for transform in [Transform::Forward, Transform::ForwardDigits, Transform::Inverse] {
+                    for pass in ntt_passes(transform, log_n, log_block) {
+                        if !all.contains(&pass.variant) {
+                            all.push(pass.variant);
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn every_permutation_is_valid_and_matches_the_table() {
+        for variant in all_variants() {
+            for form in [ProductForm::U64, ProductForm::Split16] {
+                for immediates in [true, false] {
+                    check(&variant, form, immediates);
+                }
+            }
+        }
+    }
+
+    fn check(variant: &Variant, form: ProductForm, immediates: bool) {
+        let source = variant.source(form, immediates).unwrap();
+        let module = match naga::front::wgsl::parse_str(&source) {
+            Ok(module) => module,
+            Err(e) => panic!("{variant:?} {form:?}: {}", e.emit_to_string(&source)),
+        };
+        let mut capabilities = naga::valid::Capabilities::IMMEDIATES;
+        if form == ProductForm::U64 {
+            capabilities |= naga::valid::Capabilities::SHADER_INT64;
+        }
+        let info = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .unwrap_or_else(|e| panic!("{variant:?} {form:?}: {}", e.emit_to_string(&source)));
+
+        let (index, entry) = module
+            .entry_points
+            .iter()
+            .enumerate()
+            .find(|(_, entry)| entry.name == variant.kernel.entry())
+            .unwrap_or_else(|| panic!("{variant:?} has no entry point"));
+        assert_eq!(entry.workgroup_size, [variant.workgroup_size(), 1, 1], "{variant:?}");
+        let mut storage = Vec::new();
+        for (handle, global) in module.global_variables.iter() {
+            if info.get_entry_point(index)[handle].is_empty() {
+                continue;
+            }
+            match global.space {
+                naga::AddressSpace::Storage { access } => {
+                    let binding = global.binding.unwrap();
+                    assert_eq!(binding.group, 0);
+                    let write = access.contains(naga::StorageAccess::STORE);
+                    storage.push(Binding { index: binding.binding, write });
+                }
+                naga::AddressSpace::Immediate | naga::AddressSpace::Uniform => {
+                    assert_eq!(global.space == naga::AddressSpace::Immediate, immediates);
+                    let size = module.types[global.ty].inner.size(module.to_ctx());
+                    assert_eq!(size as usize, 4 * variant.kernel.params(), "{variant:?}");
+                }
+                _ => {}
+            }
+        }
+        let mut table = variant.bindings().to_vec();
+        table.sort_by_key(|b| b.index);
+        storage.sort_by_key(|b| b.index);
+        assert_eq!(storage, table, "{variant:?} {form:?}");
+    }
+
+    #[test]
+    fn transforms_cover_each_stage_once() {
+        for log_n in 3..=16u32 {
+            for log_block in 4..=13 {
+                let passes = ntt_passes(Transform::Forward, log_n, log_block);
+                let constant = |v: &Variant, name| v.constants.iter().find(|c| c.0 == name).map_or(0, |c| c.1);
+                let stages: u32 = passes
+                    .iter()
+                    .map(|p| constant(&p.variant, "STREAM_BITS") + constant(&p.variant, "LOG_BLOCK"))
+                    .sum();
+                assert_eq!(stages, log_n);
+                assert!(log_block < 12 || passes.len() <= 2);
+            }
+        }
+    }
+
+    #[test]
+    fn sources_name_their_twins() {
+        for (name, text) in SOURCES {
+            assert!(name.starts_with("lib/") || text.contains("// CPU twin"), "{name} names no CPU twin");
+        }
+    }
+}
