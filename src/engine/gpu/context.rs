@@ -225,6 +225,24 @@ impl Context {
         Ok(out)
     }
 
+    /// A copy of `words` words from word `start` on, in memory of its own.
+    pub fn copy_words(
+        &self,
+        operation: &'static str,
+        buffer: &wgpu::Buffer,
+        start: usize,
+        words: usize,
+    ) -> Result<Memory> {
+        let memory = self.allocate(operation, words)?;
+        self.scoped(operation, 4 * words as u64, || {
+            let mut encoder =
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            encoder.copy_buffer_to_buffer(buffer, 4 * start as u64, memory.buffer(), 0, 4 * words as u64);
+            self.queue.submit([encoder.finish()]);
+        })?;
+        Ok(memory)
+    }
+
     /// Waits until everything submitted so far is done.
     pub fn wait(&self, operation: &'static str) -> Result<()> {
         self.poll(operation, wgpu::PollType::wait_indefinitely())

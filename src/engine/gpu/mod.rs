@@ -1,3 +1,285 @@
-//! The GPU backend.
+//! The GPU backend: wgpu and the WGSL kernels of `shaders/`.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `adapter` | finding adapters |
+//! | `context` | an open device: errors as values, launches, readback |
+//! | `memory` | buffers and their pool |
+//! | `preprocess`, `shaders` | `#include` and `#ifdef` for WGSL, the typed table of kernels |
+//! | `tables` | constants of a ring on the device |
+//! | `ops` | launches of each operation, in parts where a batch exceeds what a kernel can see |
+//!
+//! A batch larger than the adapter's storage binding limit runs in several launches over its polynomials (outputs or inputs
+//! for `matmul_plain`). What cannot be split, and gives [`EngineError::Unsupported`]: one polynomial (of a key switch: its
+//! digits, `limbs * (limbs + 1) * N` words), one key, one pair of ciphertext components. A buffer larger than the adapter
+//! allows gives [`EngineError::OutOfMemory`].
+
+mod adapter;
+mod context;
+mod memory;
+mod ops;
 mod preprocess;
 mod shaders;
+mod tables;
+
+use std::sync::Arc;
+
+pub use self::{
+    adapter::{AdapterSummary, adapters},
+    preprocess::{PreprocessError, preprocess},
+    shaders::ProductForm,
+};
+use self::{
+    context::Context,
+    memory::GpuBuffer,
+    shaders::{Kernel, Transform},
+    tables::TableCache,
+};
+use super::{
+    Backend, BackendInfo, Buffer, EngineError, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
+    check::{self, operand},
+};
+
+/// How to open an adapter. The default suits every adapter; the limits are there to be lowered by tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Product form; `None` takes 64-bit integers where the adapter has them.
+    pub form: Option<ProductForm>,
+    /// Whether kernels carry bounds checks and loop counters. Off in release builds.
+    pub checked: bool,
+    /// Parameters as immediates (push constants) where the adapter has them, else in uniform buffers.
+    pub immediates: bool,
+    /// Caps the bytes that a kernel can see of one buffer.
+    pub binding_bytes: Option<u64>,
+    /// Caps the bytes of workgroup memory of a transform.
+    pub workgroup_memory: Option<u32>,
+    /// Bytes of free buffers kept for reuse.
+    pub pool_bytes: u64,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self {
+            form: None,
+            checked: cfg!(debug_assertions),
+            immediates: true,
+            binding_bytes: None,
+            workgroup_memory: None,
+            pool_bytes: 1 << 30,
+        }
+    }
+}
+
+/// [`Backend`] on a GPU. Operations are submitted and return at once; only [`Backend::download`] waits.
+pub struct GpuBackend {
+    context: Context,
+    tables: TableCache,
+    ops: OpCounter,
+}
+
+impl GpuBackend {
+    /// Opens adapter `index` of [`adapters`].
+    ///
+    /// # Errors
+    /// [`EngineError::NoAdapter`] when there is none at `index` or its driver refuses; [`EngineError::Unsupported`] when it lacks
+    /// a feature or limit that the kernels need.
+    pub fn open(index: usize, options: &GpuOptions) -> Result<Self> {
+        let adapter = adapter::adapter_at(index)?;
+        let context = Context::open(&adapter, options)?;
+        Ok(Self { context, tables: TableCache::default(), ops: OpCounter::new() })
+    }
+
+    /// Waits until everything submitted so far is done, for measurements.
+    pub fn wait(&self) -> Result<()> {
+        self.context.wait("wait")
+    }
+
+    /// Kernel launches so far, for reports and tests.
+    pub fn dispatches(&self) -> u64 {
+        self.context.dispatches()
+    }
+
+    /// The wgpu buffer behind an engine buffer; `None` when it is empty.
+    fn memory<'a>(&self, op: Op, x: &'a Buffer) -> Result<Option<&'a wgpu::Buffer>> {
+        let found = x.downcast::<GpuBuffer>().filter(|b| b.context == self.context.id);
+        check::require(op, found.is_some(), || "the buffer belongs to another backend; download and upload it".into())?;
+        Ok(found.and_then(|b| b.memory.as_ref()).map(memory::Memory::buffer))
+    }
+
+    /// Checks that `x` is a batch `[polys][limbs][N]` of this backend.
+    fn batch<'a>(
+        &self,
+        op: Op,
+        ring: &RnsRing,
+        what: &str,
+        x: &'a Buffer,
+        shape: Shape,
+    ) -> Result<Option<&'a wgpu::Buffer>> {
+        let memory = self.memory(op, x)?;
+        check::batch(op, ring, what, x.words(), shape)?;
+        Ok(memory)
+    }
+
+    fn empty(&self) -> Buffer {
+        self.context.wrap(0, None)
+    }
+
+    fn transform(
+        &self,
+        op: Op,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        shape: Shape,
+        transform: Transform,
+    ) -> Result<Buffer> {
+        let Some(x) = self.batch(op, ring, "the input", x, shape)? else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::transform(&self.context, op.name(), &tables, x, shape, transform)
+    }
+
+    fn pointwise(
+        &self,
+        op: Op,
+        ring: &Arc<RnsRing>,
+        a: &Buffer,
+        b: &Buffer,
+        shape: Shape,
+        kernel: Kernel,
+    ) -> Result<Buffer> {
+        let first = self.batch(op, ring, "the first operand", a, shape)?;
+        let second = self.batch(op, ring, "the second operand", b, shape)?;
+        let (Some(a), Some(b)) = (first, second) else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::pointwise(&self.context, op.name(), &tables, kernel, a, b, shape)
+    }
+}
+
+impl Backend for GpuBackend {
+    fn info(&self) -> BackendInfo {
+        BackendInfo {
+            kind: "gpu",
+            adapter: self.context.info.name.clone(),
+            driver: adapter::driver(&self.context.info),
+            software: adapter::is_software(&self.context.info),
+            form: self.context.form.name(),
+        }
+    }
+
+    fn ops(&self) -> Vec<OpCount> {
+        self.ops.snapshot()
+    }
+
+    fn upload(&self, words: &[u32]) -> Result<Buffer> {
+        self.ops.gpu(Op::Upload);
+        if words.is_empty() {
+            return Ok(self.empty());
+        }
+        let memory = self.context.upload(Op::Upload.name(), words)?;
+        Ok(self.context.wrap(words.len(), Some(memory)))
+    }
+
+    fn download(&self, x: &Buffer) -> Result<Vec<u32>> {
+        let memory = self.memory(Op::Download, x)?;
+        self.ops.gpu(Op::Download);
+        match memory {
+            Some(memory) => self.context.download(Op::Download.name(), memory, x.words()),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn ntt_forward(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.transform(Op::NttForward, ring, x, shape, Transform::Forward)
+    }
+
+    fn ntt_inverse(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.transform(Op::NttInverse, ring, x, shape, Transform::Inverse)
+    }
+
+    fn add(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Add, ring, a, b, shape, Kernel::Add)
+    }
+
+    fn sub(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Sub, ring, a, b, shape, Kernel::Sub)
+    }
+
+    fn mul(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {
+        self.pointwise(Op::Mul, ring, a, b, shape, Kernel::Mul)
+    }
+
+    fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
+        let op = Op::MulScalar;
+        let x = self.batch(op, ring, "the input", x, shape)?;
+        operand::scalars(ring, shape, scalars)?;
+        let Some(x) = x else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::mul_scalar(&self.context, op.name(), &tables, ring, x, shape, scalars)
+    }
+
+    fn matmul_plain(&self, ring: &Arc<RnsRing>, ct: &Buffer, plain: &Buffer, shape: MatmulShape) -> Result<Buffer> {
+        let op = Op::MatmulPlain;
+        let (first, second) = (self.memory(op, ct)?, self.memory(op, plain)?);
+        operand::matmul(ring, ct.words(), plain.words(), shape)?;
+        let (Some(ct), Some(plain)) = (first, second) else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::matmul_plain(&self.context, op.name(), &tables, ct, plain, shape)
+    }
+
+    fn expand(&self, ring: &Arc<RnsRing>, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
+        let op = Op::Expand;
+        let polys = operand::positions(ring, limbs, values, positions)?;
+        if polys == 0 {
+            return Ok(self.empty());
+        }
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::expand(&self.context, op.name(), &tables, Shape { polys, limbs }, values, positions)
+    }
+
+    fn pack_step(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, shift: usize) -> Result<(Buffer, Buffer)> {
+        let op = Op::PackStep;
+        let x = self.batch(op, ring, "the input", x, shape)?;
+        operand::packing(ring, shape, shift)?;
+        let Some(x) = x else { return Ok((self.empty(), self.empty())) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::pack_step(&self.context, op.name(), &tables, x, shape, shift)
+    }
+
+    fn automorphism(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
+        let op = Op::Automorphism;
+        let x = self.batch(op, ring, "the input", x, shape)?;
+        operand::galois_element(ring, g)?;
+        let Some(x) = x else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::automorphism(&self.context, op.name(), &tables, x, shape, g)
+    }
+
+    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, polys: usize, key: &Buffer) -> Result<Buffer> {
+        let op = Op::KeySwitch;
+        let (input, key_memory) = (self.memory(op, x)?, self.memory(op, key)?);
+        operand::key_switch(ring, x.words(), polys, key.words())?;
+        let (Some(x), Some(key)) = (input, key_memory) else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::key_switch(&self.context, op.name(), &tables, x, polys, key)
+    }
+
+    fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {
+        let op = Op::ModSwitch;
+        let memory = self.batch(op, ring, "the input", x, shape)?;
+        operand::target(shape, target)?;
+        let Some(memory) = memory else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        if target == shape.limbs {
+            return Ok(x.clone());
+        }
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::mod_switch(&self.context, op.name(), &tables, memory, shape, target)
+    }
+}
