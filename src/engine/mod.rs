@@ -3,12 +3,14 @@
 mod backend;
 mod check;
 pub mod cpu;
+mod dual;
 mod error;
 pub mod gpu;
 mod ops;
 mod ring;
 
 pub use backend::{Backend, BackendInfo, Buffer, MatmulShape, OpCount, Result, Shape};
+pub use dual::DualBackend;
 pub use error::EngineError;
 pub use ops::{Op, OpCounter};
 pub use ring::RnsRing;

@@ -73,11 +73,8 @@ impl Context {
     pub fn open(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self> {
         let info = adapter.get_info();
         let form = options.form.unwrap_or_else(|| adapter::default_form(adapter));
-        let unsupported = |what: String| EngineError::Unsupported {
-            operation: "open device",
-            adapter: info.name.clone(),
-            what,
-        };
+        let unsupported =
+            |what: String| EngineError::Unsupported { operation: "open device", adapter: info.name.clone(), what };
         let available = adapter.features();
         let mut features = wgpu::Features::empty();
         if form == ProductForm::U64 {
@@ -171,9 +168,7 @@ impl Context {
                 self.device.create_buffer(&wgpu::BufferDescriptor {
                     label: Some(operation),
                     size: class,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
+                    usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
                 })
             })
@@ -214,8 +209,7 @@ impl Context {
     /// Copies the first `words` words of a buffer back.
     pub fn download(&self, operation: &'static str, buffer: &wgpu::Buffer, words: usize) -> Result<Vec<u32>> {
         let mut out = Vec::new();
-        out.try_reserve_exact(words)
-            .map_err(|_| EngineError::OutOfMemory { operation, bytes: 4 * words as u64 })?;
+        out.try_reserve_exact(words).map_err(|_| EngineError::OutOfMemory { operation, bytes: 4 * words as u64 })?;
         let mut start = 0;
         while start < 4 * words as u64 {
             let bytes = STAGING_BYTES.min(4 * words as u64 - start);
@@ -250,8 +244,7 @@ impl Context {
 
     /// Records the launches in one pass, in order, and submits them.
     pub fn run(&self, operation: &'static str, launches: &[Launch<'_>]) -> Result<()> {
-        let pipelines =
-            launches.iter().map(|l| self.pipeline(operation, &l.variant)).collect::<Result<Vec<_>>>()?;
+        let pipelines = launches.iter().map(|l| self.pipeline(operation, &l.variant)).collect::<Result<Vec<_>>>()?;
         self.scoped(operation, 0, || {
             let mut encoder =
                 self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
@@ -441,9 +434,7 @@ impl Context {
         match polled {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(e)) => Err(EngineError::Validation { operation, reason: e.to_string() }),
-            Err(_) => {
-                Err(EngineError::DeviceLost { operation, reason: "waiting for the device failed".to_owned() })
-            }
+            Err(_) => Err(EngineError::DeviceLost { operation, reason: "waiting for the device failed".to_owned() }),
         }
     }
 
@@ -477,14 +468,6 @@ impl Context {
     }
 }
 
-#[cfg(test)]
-impl Context {
-    /// Destroys the device, for tests of what follows.
-    pub fn destroy(&self) {
-        self.device.destroy();
-    }
-}
-
 impl Launch<'_> {
     /// Workgroups for `items` invocations of a kernel with workgroups of 256.
     pub fn groups_for(items: usize) -> usize {
@@ -506,4 +489,53 @@ fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescrip
     // table, which `GpuBackend::expand` makes itself. Loops are bounded by those parameters, divisors (limbs, tiles) are
     // positive, and workgroup memory is written before it is read. The law suite also runs the checked form.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open() -> Context {
+        let adapter = adapter::adapter_at(0).expect("install mesa-vulkan-drivers and libvulkan1");
+        Context::open(&adapter, &GpuOptions::default()).unwrap()
+    }
+
+    #[test]
+    fn a_lost_device_is_an_error_of_every_later_call() {
+        let context = open();
+        let memory = context.upload("upload", &[1, 2, 3]).unwrap();
+        assert_eq!(context.download("download", memory.buffer(), 3).unwrap(), [1, 2, 3]);
+        context.device.destroy();
+        let lost = |result: Result<()>| match result {
+            Err(EngineError::DeviceLost { .. }) => {}
+            other => panic!("{other:?}"),
+        };
+        lost(context.wait("wait"));
+        lost(context.download("download", memory.buffer(), 3).map(drop));
+        lost(context.upload("upload", &[1]).map(drop));
+        lost(context.allocate("add", 1 << 20).map(drop));
+    }
+
+    #[test]
+    fn too_much_memory_is_an_error_with_the_size() {
+        let context = open();
+        let words = usize::MAX / 8;
+        match context.allocate("expand", words) {
+            Err(EngineError::OutOfMemory { operation: "expand", bytes }) => assert_eq!(bytes, 4 * words as u64),
+            other => panic!("{:?}", other.map(drop)),
+        }
+    }
+
+    #[test]
+    fn what_wgpu_refuses_is_an_error_that_names_the_operation() {
+        let context = open();
+        let memory = context.upload("upload", &[0; 64]).unwrap();
+        let beyond = context.copy_words("pack_step", memory.buffer(), 1 << 20, 64);
+        match beyond.map(drop) {
+            Err(EngineError::Validation { operation: "pack_step", .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        // The scope that caught it is gone, and the device still works.
+        assert_eq!(context.download("download", memory.buffer(), 64).unwrap(), [0; 64]);
+    }
 }

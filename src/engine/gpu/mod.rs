@@ -10,9 +10,9 @@
 //! | `ops` | launches of each operation, in parts where a batch exceeds what a kernel can see |
 //!
 //! A batch larger than the adapter's storage binding limit runs in several launches over its polynomials (outputs or inputs
-//! for `matmul_plain`). What cannot be split, and gives [`EngineError::Unsupported`]: one polynomial (of a key switch: its
+//! for `matmul_plain`). What cannot be split, and gives [`crate::engine::EngineError::Unsupported`]: one polynomial (of a key switch: its
 //! digits, `limbs * (limbs + 1) * N` words), one key, one pair of ciphertext components. A buffer larger than the adapter
-//! allows gives [`EngineError::OutOfMemory`].
+//! allows gives [`crate::engine::EngineError::OutOfMemory`].
 
 mod adapter;
 mod context;
@@ -36,7 +36,7 @@ use self::{
     tables::TableCache,
 };
 use super::{
-    Backend, BackendInfo, Buffer, EngineError, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
+    Backend, BackendInfo, Buffer, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
     check::{self, operand},
 };
 
@@ -81,7 +81,7 @@ impl GpuBackend {
     /// Opens adapter `index` of [`adapters`].
     ///
     /// # Errors
-    /// [`EngineError::NoAdapter`] when there is none at `index` or its driver refuses; [`EngineError::Unsupported`] when it lacks
+    /// [`crate::engine::EngineError::NoAdapter`] when there is none at `index` or its driver refuses; [`crate::engine::EngineError::Unsupported`] when it lacks
     /// a feature or limit that the kernels need.
     pub fn open(index: usize, options: &GpuOptions) -> Result<Self> {
         let adapter = adapter::adapter_at(index)?;
@@ -124,14 +124,7 @@ impl GpuBackend {
         self.context.wrap(0, None)
     }
 
-    fn transform(
-        &self,
-        op: Op,
-        ring: &Arc<RnsRing>,
-        x: &Buffer,
-        shape: Shape,
-        transform: Transform,
-    ) -> Result<Buffer> {
+    fn transform(&self, op: Op, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, transform: Transform) -> Result<Buffer> {
         let Some(x) = self.batch(op, ring, "the input", x, shape)? else { return Ok(self.empty()) };
         self.ops.gpu(op);
         let tables = self.tables.get(&self.context, ring)?;

@@ -42,7 +42,7 @@ fn parts(
     words: usize,
 ) -> Result<Vec<Range<usize>>> {
     if items.saturating_mul(words) <= context.binding_words {
-        return Ok(vec![0..items]);
+        return Ok(std::iter::once(0..items).collect());
     }
     if words > context.binding_words {
         let (bytes, limit) = (4 * words, 4 * context.binding_words);
@@ -148,8 +148,7 @@ pub(super) fn mul_scalar(
     let out = context.allocate(operation, shape.polys * poly)?;
     for polys in parts(context, operation, tables, shape.polys, poly)? {
         let vectors = polys.len() * poly / 4;
-        let slices =
-            vec![tables.limb_slice(), part(x, &polys, poly), constants, part(out.buffer(), &polys, poly)];
+        let slices = vec![tables.limb_slice(), part(x, &polys, poly), constants, part(out.buffer(), &polys, poly)];
         let params = words32(&[vectors, tables.log_n() as usize - 2, shape.limbs]);
         let groups = Launch::groups_for(vectors);
         context.run(operation, &[Launch { variant: Variant::plain(Kernel::MulScalar), params, slices, groups }])?;
@@ -173,8 +172,7 @@ pub(super) fn matmul_plain(
     let out = context.allocate(operation, total)?;
     let run = |ct, plain, result: Slice<'_>, shape: MatmulShape, accumulate: bool| {
         let MatmulShape { groups, inputs, outputs, .. } = shape;
-        let params =
-            words32(&[tables.log_n() as usize, limbs, groups, inputs, outputs, usize::from(accumulate)]);
+        let params = words32(&[tables.log_n() as usize, limbs, groups, inputs, outputs, usize::from(accumulate)]);
         context.run(
             operation,
             &[Launch {
@@ -385,8 +383,7 @@ pub(super) fn key_switch(
         let coefficients = part(coefficients.buffer(), &(0..count), sum_words);
 
         let input = part(x, &range, limbs * n);
-        let mut launches =
-            transform_launches(context, tables, Transform::ForwardDigits, input, digits, limbs + 1);
+        let mut launches = transform_launches(context, tables, Transform::ForwardDigits, input, digits, limbs + 1);
         launches.push(Launch {
             variant: Variant::plain(Kernel::InnerProduct),
             params: words32(&[tables.log_n() as usize, limbs, count]),

@@ -96,8 +96,7 @@ impl Expansion<'_> {
                 continue;
             };
             let bad = || PreprocessError::BadDirective { file: path.into(), line: number, text: line.into() };
-            let unbalanced =
-                |directive| PreprocessError::Unbalanced { file: path.into(), line: number, directive };
+            let unbalanced = |directive| PreprocessError::Unbalanced { file: path.into(), line: number, directive };
             let (word, argument) = directive.split_once(' ').unwrap_or((directive, ""));
             let argument = argument.trim();
             match (word, argument.is_empty()) {
@@ -143,7 +142,8 @@ mod tests {
 
     #[test]
     fn branches_follow_flags_and_constants() {
-        let text = "#ifdef A\na\n#ifdef SIZE\nsized\n#else\nbare\n#endif\n#else\nnot a\n#endif\n#ifndef A\nno\n#endif\nend";
+        let text =
+            "#ifdef A\na\n#ifdef SIZE\nsized\n#else\nbare\n#endif\n#else\nnot a\n#endif\n#ifndef A\nno\n#endif\nend";
         assert_eq!(one(text, &["A"]).unwrap(), "const SIZE: u32 = 4u;\na\nsized\nend\n");
         assert_eq!(one(text, &[]).unwrap(), "const SIZE: u32 = 4u;\nnot a\nno\nend\n");
     }

@@ -256,8 +256,9 @@ mod tests {
     /// Every permutation that some adapter could ask for.
     fn all_variants() -> Vec<Variant> {
         use Kernel::*;
-        let mut all: Vec<_> =
-            [Add, Sub, Mul, MulScalar, MatmulPlain, Expand, Automorphism, PackStep, InnerProduct].map(Variant::plain).into();
+        let mut all: Vec<_> = [Add, Sub, Mul, MulScalar, MatmulPlain, Expand, Automorphism, PackStep, InnerProduct]
+            .map(Variant::plain)
+            .into();
         all.extend([Variant::mod_switch(1), Variant::mod_switch(2)]);
         for log_n in 3..=16 {
             for log_block in [4, 9, 12, 13] {

@@ -1,0 +1,206 @@
+//! The GPU backend against the laws of the engine and against the CPU, on the first Vulkan adapter (lavapipe will do).
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[path = "laws/oracle.rs"]
+mod oracle;
+#[path = "laws/suite.rs"]
+mod suite;
+
+use std::sync::Arc;
+
+use heliostat::{
+    arith::primes::ntt_primes,
+    engine::{
+        Backend, DualBackend, EngineError, MatmulShape, RnsRing, Shape,
+        cpu::CpuBackend,
+        gpu::{GpuBackend, GpuOptions, ProductForm, adapters},
+    },
+};
+
+use crate::{
+    oracle::Random,
+    suite::{laws, laws_in},
+};
+
+fn open(options: &GpuOptions) -> GpuBackend {
+    assert!(!adapters().is_empty(), "no Vulkan adapter: install mesa-vulkan-drivers and libvulkan1");
+    GpuBackend::open(0, options).unwrap()
+}
+
+fn options(form: ProductForm, checked: bool) -> GpuOptions {
+    GpuOptions { form: Some(form), checked, ..GpuOptions::default() }
+}
+
+fn ring(n: usize, bits: u32, limbs: usize) -> Arc<RnsRing> {
+    Arc::new(RnsRing::new(n, &ntt_primes(bits, n, limbs).unwrap()).unwrap())
+}
+
+/// Rings for the forms that do not get the whole suite: both butterfly layouts, one and several limbs, N = 8.
+fn small_rings() -> Vec<Arc<RnsRing>> {
+    let far_apart = [ntt_primes(30, 64, 1).unwrap(), ntt_primes(14, 64, 1).unwrap(), ntt_primes(20, 64, 1).unwrap()];
+    vec![
+        ring(8, 30, 3),
+        ring(16, 20, 1),
+        ring(32, 30, 4),
+        Arc::new(RnsRing::new(64, &far_apart.concat()).unwrap()),
+        ring(512, 27, 2),
+    ]
+}
+
+#[test]
+fn laws_hold_with_64_bit_integers_unchecked() {
+    laws(&open(&options(ProductForm::U64, false)));
+}
+
+#[test]
+fn laws_hold_with_64_bit_integers_checked() {
+    let backend = open(&options(ProductForm::U64, true));
+    small_rings().iter().for_each(|ring| laws_in(&backend, ring));
+}
+
+#[test]
+fn laws_hold_with_split_products_unchecked() {
+    let backend = open(&options(ProductForm::Split16, false));
+    small_rings().iter().for_each(|ring| laws_in(&backend, ring));
+    laws_in(&backend, &ring(1024, 30, 3));
+}
+
+#[test]
+fn laws_hold_with_split_products_checked_and_uniform_buffers() {
+    let backend = open(&GpuOptions { immediates: false, ..options(ProductForm::Split16, true) });
+    small_rings().iter().for_each(|ring| laws_in(&backend, ring));
+}
+
+/// 1 KiB of workgroup memory leaves the first stages of N = 512 and up to the streaming kernel, and 64 bytes four more.
+#[test]
+fn laws_hold_with_little_workgroup_memory() {
+    for bytes in [1024, 64] {
+        let backend = open(&GpuOptions { workgroup_memory: Some(bytes), ..GpuOptions::default() });
+        laws_in(&backend, &ring(64, 30, 2));
+        laws_in(&backend, &ring(512, 30, 3));
+    }
+}
+
+/// Every batch exceeds what a kernel may see: each operation runs in parts.
+#[test]
+fn laws_hold_when_batches_are_split() {
+    let ring = ring(64, 30, 3);
+    // The key of a ring with two data limbs has 12 N words; a quarter more leaves parts uneven.
+    let backend = open(&GpuOptions { binding_bytes: Some(4 * 15 * 64), ..GpuOptions::default() });
+    laws_in(&backend, &ring);
+    // A product whose one group, and whose one output, are too large.
+    let cpu = CpuBackend::new(None);
+    let mut random = Random(3);
+    for (inputs, outputs) in [(3, 9), (21, 3)] {
+        let shape = MatmulShape { groups: 2, inputs, outputs, limbs: 2 };
+        let ct = random.batch(&ring, Shape { polys: 2 * inputs * 2, limbs: 2 });
+        let plain = random.batch(&ring, Shape { polys: 2 * inputs * outputs, limbs: 2 });
+        let run = |backend: &dyn Backend| {
+            let (ct, plain) = (backend.upload(&ct).unwrap(), backend.upload(&plain).unwrap());
+            backend.download(&backend.matmul_plain(&ring, &ct, &plain, shape).unwrap()).unwrap()
+        };
+        assert_eq!(run(&backend), run(&cpu), "{shape:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_split_is_an_error_that_says_so() {
+    let backend = open(&GpuOptions { binding_bytes: Some(4 * 64), ..GpuOptions::default() });
+    let ring = ring(64, 30, 3);
+    let shape = Shape { polys: 2, limbs: 3 };
+    let x = backend.upload(&vec![1; 6 * 64]).unwrap();
+    for result in [
+        backend.ntt_forward(&ring, &x, shape),
+        backend.add(&ring, &x, &x, shape),
+        backend.mod_switch(&ring, &x, shape, 1),
+        backend.matmul_plain(&ring, &x, &x, MatmulShape { groups: 1, inputs: 1, outputs: 2, limbs: 3 }),
+    ] {
+        match result {
+            Err(EngineError::Unsupported { what, .. }) => assert!(what.contains("storage bindings"), "{what}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn gpu_and_cpu_agree_word_by_word() {
+    let backend = DualBackend::new(open(&GpuOptions::default()), CpuBackend::new(None));
+    small_rings().iter().for_each(|ring| laws_in(&backend, ring));
+    let info = backend.info();
+    assert_eq!(info.kind, "dual");
+    for count in backend.ops() {
+        assert_eq!(count.gpu, count.cpu, "{}", count.name);
+        assert!(count.compared > 0, "{} is never compared", count.name);
+    }
+}
+
+#[test]
+fn grids_beyond_one_dimension_are_folded() {
+    let backend = DualBackend::new(open(&GpuOptions::default()), CpuBackend::new(None));
+    // One workgroup a row: 70002 of them, more than 65535.
+    let (ring, shape) = (ring(16, 30, 2), Shape { polys: 35_001, limbs: 2 });
+    let x = Random(5).batch(&ring, shape);
+    let there = backend.ntt_forward(&ring, &backend.upload(&x).unwrap(), shape).unwrap();
+    let back = backend.ntt_inverse(&ring, &there, shape).unwrap();
+    assert_eq!(backend.download(&back).unwrap(), x);
+}
+
+#[test]
+fn launches_do_not_grow_with_the_batch() {
+    let backend = open(&GpuOptions { workgroup_memory: Some(1024), ..GpuOptions::default() });
+    let ring = ring(512, 30, 4);
+    let key = backend.upload(&Random(1).batch(&ring, Shape { polys: 6, limbs: 4 })).unwrap();
+    let launches = |polys| {
+        let x = backend.upload(&Random(2).batch(&ring, Shape { polys, limbs: 3 })).unwrap();
+        let before = backend.dispatches();
+        backend.key_switch(&ring, &x, polys, &key).unwrap();
+        backend.dispatches() - before
+    };
+    // Two launches a transform here, as for N = 65536 in full-size workgroups.
+    assert_eq!((launches(1), launches(9)), (6, 6));
+}
+
+#[test]
+fn one_backend_serves_many_threads() {
+    let backend = open(&GpuOptions::default());
+    let ring = ring(256, 30, 2);
+    let shape = Shape { polys: 3, limbs: 2 };
+    std::thread::scope(|scope| {
+        for k in 0..4 {
+            let (backend, ring) = (&backend, &ring);
+            scope.spawn(move || {
+                for round in 0..8 {
+                    let x = vec![k + round; 3 * 2 * 256];
+                    let there = backend.ntt_forward(ring, &backend.upload(&x).unwrap(), shape).unwrap();
+                    let sum = backend.add(ring, &there, &there, shape).unwrap();
+                    let back = backend.download(&backend.ntt_inverse(ring, &sum, shape).unwrap()).unwrap();
+                    assert!(back.iter().all(|&word| word == 2 * (k + round)));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn more_rings_than_the_cache_keeps() {
+    let backend = open(&GpuOptions::default());
+    let x = backend.upload(&[3; 32]).unwrap();
+    let shape = Shape { polys: 1, limbs: 1 };
+    let first = ring(32, 20, 1);
+    for _ in 0..20 {
+        let other = ring(32, 30, 1);
+        for ring in [&first, &other] {
+            let back = backend.ntt_inverse(ring, &backend.ntt_forward(ring, &x, shape).unwrap(), shape).unwrap();
+            assert_eq!(backend.download(&back).unwrap(), [3; 32]);
+        }
+    }
+}
+
+#[test]
+fn a_buffer_of_another_device_is_refused() {
+    let (one, other) = (open(&GpuOptions::default()), open(&GpuOptions::default()));
+    let x = one.upload(&[1, 2]).unwrap();
+    assert!(matches!(other.download(&x), Err(EngineError::Shape { operation: "download", .. })));
+    assert!(matches!(GpuBackend::open(1000, &GpuOptions::default()), Err(EngineError::NoAdapter { .. })));
+}
