@@ -90,7 +90,7 @@ impl Bench<'_> {
         if let Some(at) = (0..found.len()).find(|&i| found[i] != expected[i]) {
             panic!(
                 "{law}: N = {n}, moduli {:?}, row {}, coefficient {}: found {}, expected {}",
-                self.ring.moduli(),
+                self.ring.moduli().iter().map(|m| m.value()).collect::<Vec<_>>(),
                 at / n,
                 at % n,
                 found[at],
