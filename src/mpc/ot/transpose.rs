@@ -1,6 +1,6 @@
 //! Transposition of a 128-row bit matrix, the inner step of the OT extension.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::mpc::block::Block;
 
@@ -26,7 +26,7 @@ pub(crate) fn transpose(rows: &[Block], width: usize, out: &mut [Block]) {
         for (slot, row) in strip.iter_mut().zip(rows.chunks_exact(width)) {
             slot[..2 * tiles].copy_from_slice(bytemuck::cast_slice(&row[first..first + tiles]));
         }
-        arch.dispatch(|| butterfly(&mut strip));
+        arch.dispatch(Butterfly(&mut strip));
         for (t, tile) in out.chunks_exact_mut(ROWS).enumerate() {
             for (block, row) in tile.iter_mut().zip(&strip) {
                 *block = Block(u128::from(row[2 * t]) | u128::from(row[2 * t + 1]) << 64);
@@ -37,29 +37,36 @@ pub(crate) fn transpose(rows: &[Block], width: usize, out: &mut [Block]) {
 }
 
 /// Eklundh's recursion: at distance `s`, entry (i, b + s) changes places with entry (i + s, b).
-#[inline(always)]
-fn butterfly(strip: &mut Strip) {
-    let (low, high) = strip.split_at_mut(ROWS / 2);
-    for (x, y) in low.iter_mut().zip(high) {
-        for t in 0..STRIP {
-            std::mem::swap(&mut x[2 * t + 1], &mut y[2 * t]);
-        }
-    }
-    let mut distance = 32;
-    let mut mask = 0x0000_0000_ffff_ffffu64;
-    while distance > 0 {
-        for group in strip.chunks_exact_mut(2 * distance) {
-            let (low, high) = group.split_at_mut(distance);
-            for (x, y) in low.iter_mut().zip(high) {
-                for (x, y) in x.iter_mut().zip(y) {
-                    let t = ((*x >> distance) ^ *y) & mask;
-                    *y ^= t;
-                    *x ^= t << distance;
-                }
+struct Butterfly<'a>(&'a mut Strip);
+
+impl WithSimd for Butterfly<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let strip = self.0;
+        let (low, high) = strip.split_at_mut(ROWS / 2);
+        for (x, y) in low.iter_mut().zip(high) {
+            for t in 0..STRIP {
+                std::mem::swap(&mut x[2 * t + 1], &mut y[2 * t]);
             }
         }
-        distance /= 2;
-        mask ^= mask << distance;
+        let mut distance = 32;
+        let mut mask = 0x0000_0000_ffff_ffffu64;
+        while distance > 0 {
+            for group in strip.chunks_exact_mut(2 * distance) {
+                let (low, high) = group.split_at_mut(distance);
+                for (x, y) in low.iter_mut().zip(high) {
+                    for (x, y) in x.iter_mut().zip(y) {
+                        let t = ((*x >> distance) ^ *y) & mask;
+                        *y ^= t;
+                        *x ^= t << distance;
+                    }
+                }
+            }
+            distance /= 2;
+            mask ^= mask << distance;
+        }
     }
 }
 

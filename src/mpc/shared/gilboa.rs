@@ -9,7 +9,7 @@
 //! values of `l - k` bits without any padding; zero bits fill the last byte of a strip.
 
 use bytemuck::Pod;
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -242,31 +242,60 @@ impl Drop for Scratch {
     }
 }
 
-fn hide<L: Pod + Into<u64>>(m0: &[Block], m1: &[Block], y: &[u64], d: &mut [u64], shares: &mut [u64], k: u32) {
-    let (m0, m1) = (bytemuck::cast_slice::<Block, L>(m0), bytemuck::cast_slice::<Block, L>(m1));
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for ((((&m0, &m1), &y), d), s) in m0.iter().zip(m1).zip(y).zip(d).zip(shares) {
-                let m0: u64 = m0.into();
-                *d = y.wrapping_add(m0).wrapping_sub(m1.into());
-                *s = s.wrapping_sub(m0 << k);
-            }
-        },
-    );
+/// The sender's step for one OT: masks in words of type `L`.
+struct Hide<'a, L> {
+    m0: &'a [L],
+    m1: &'a [L],
+    y: &'a [u64],
+    difference: &'a mut [u64],
+    shares: &'a mut [u64],
+    k: u32,
 }
 
-fn open<L: Pod + Into<u64>>(mask: &[Block], chosen: u64, d: &[u64], shares: &mut [u64], k: u32) {
+impl<L: Pod + Into<u64>> WithSimd for Hide<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { m0, m1, y, difference, shares, k } = self;
+        for ((((&m0, &m1), &y), d), s) in m0.iter().zip(m1).zip(y).zip(difference).zip(shares) {
+            let m0: u64 = m0.into();
+            *d = y.wrapping_add(m0).wrapping_sub(m1.into());
+            *s = s.wrapping_sub(m0 << k);
+        }
+    }
+}
+
+fn hide<L: Pod + Into<u64>>(m0: &[Block], m1: &[Block], y: &[u64], difference: &mut [u64], shares: &mut [u64], k: u32) {
+    let (m0, m1) = (bytemuck::cast_slice::<Block, L>(m0), bytemuck::cast_slice::<Block, L>(m1));
+    Arch::new().dispatch(Hide { m0, m1, y, difference, shares, k });
+}
+
+/// The receiver's step for one OT; `chosen` is all ones where the choice bit is set, else zero.
+struct Open<'a, L> {
+    mask: &'a [L],
+    chosen: u64,
+    difference: &'a [u64],
+    shares: &'a mut [u64],
+    k: u32,
+}
+
+impl<L: Pod + Into<u64>> WithSimd for Open<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { mask, chosen, difference, shares, k } = self;
+        for ((&m, &d), s) in mask.iter().zip(difference).zip(shares) {
+            let m: u64 = m.into();
+            *s = s.wrapping_add(m.wrapping_add(d & chosen) << k);
+        }
+    }
+}
+
+fn open<L: Pod + Into<u64>>(mask: &[Block], chosen: u64, difference: &[u64], shares: &mut [u64], k: u32) {
     let mask = bytemuck::cast_slice::<Block, L>(mask);
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            for ((&m, &d), s) in mask.iter().zip(d).zip(shares) {
-                let m: u64 = m.into();
-                *s = s.wrapping_add(m.wrapping_add(d & chosen) << k);
-            }
-        },
-    );
+    Arch::new().dispatch(Open { mask, chosen, difference, shares, k });
 }
 
 const fn lane_bytes(bits: usize) -> usize {

@@ -2,6 +2,8 @@
 
 mod error;
 pub mod gilboa;
+pub mod matmul;
 
 pub use error::SharedError;
 pub use gilboa::ProductShape;
+pub use matmul::{RingElement, matmul, matmul_transposed};

@@ -1,0 +1,292 @@
+//! Matrix products over a ring of shares, in the clear: the linear algebra of the online phase.
+//!
+//! Everything wraps modulo a power of two, so that a ring of up to 32 bits is computed in 32-bit words (twice the lanes)
+//! and any other in 64-bit words. The right operand is repacked into panels of a few columns; a panel meets four rows of
+//! the left operand at a time, with the sums in vector registers. The loops are plain Rust, compiled for the widest vector
+//! instructions of the machine.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+use zeroize::Zeroize;
+
+use super::SharedError;
+use crate::arith::ShareModulus;
+
+/// Rows of the left operand that are worked on together.
+const TILE_ROWS: usize = 4;
+
+/// Depth of a packed panel: with its columns it stays in the first-level cache.
+const TILE_DEPTH: usize = 256;
+
+/// What the right operand may be made of: ring elements, or small signed integers such as fixed-point weights.
+pub trait RingElement: Copy + Send + Sync {
+    /// The element modulo 2^64, two's complement for negative values.
+    fn wrap(self) -> u64;
+}
+
+impl RingElement for u64 {
+    #[inline(always)]
+    fn wrap(self) -> u64 {
+        self
+    }
+}
+
+macro_rules! signed_elements {
+    ($($int:ty),*) => {$(
+        impl RingElement for $int {
+            #[inline(always)]
+            fn wrap(self) -> u64 {
+                i64::from(self) as u64
+            }
+        }
+    )*};
+}
+
+signed_elements!(i8, i16, i32, i64);
+
+/// `a` (`m x k`) times `b` (`k x n`), both row by row, modulo `modulus`; the result is `m x n`, row by row, reduced.
+/// Operands need not be reduced.
+///
+/// # Errors
+/// If an operand's length does not fit the sizes or the modulus is invalid.
+pub fn matmul<B: RingElement>(
+    a: &[u64],
+    b: &[B],
+    m: usize,
+    k: usize,
+    n: usize,
+    modulus: ShareModulus,
+) -> Result<Vec<u64>, SharedError> {
+    product(a, b, [m, k, n], modulus, |depth, column| depth * n + column)
+}
+
+/// `a` (`m x k`) times the transpose of `b` (`n x k`), both row by row, modulo `modulus`; the result is `m x n`, row by
+/// row, reduced. This is the layout of `Q K^T` and of weights stored output by output.
+///
+/// # Errors
+/// As [`matmul`].
+pub fn matmul_transposed<B: RingElement>(
+    a: &[u64],
+    b: &[B],
+    m: usize,
+    k: usize,
+    n: usize,
+    modulus: ShareModulus,
+) -> Result<Vec<u64>, SharedError> {
+    product(a, b, [m, k, n], modulus, |depth, column| column * k + depth)
+}
+
+fn product<B: RingElement>(
+    a: &[u64],
+    b: &[B],
+    [m, k, n]: [usize; 3],
+    modulus: ShareModulus,
+    index: impl Fn(usize, usize) -> usize + Copy + Send + Sync,
+) -> Result<Vec<u64>, SharedError> {
+    if !modulus.is_valid() {
+        return Err(SharedError::Modulus(modulus));
+    }
+    for (what, [rows, width], found) in
+        [("the left operand", [m, k], a.len()), ("the right operand", [k, n], b.len()), ("the result", [m, n], 0)]
+    {
+        let expected = rows.checked_mul(width).ok_or(SharedError::TooLarge { rows, width })?;
+        if expected != found && what != "the result" {
+            return Err(SharedError::Length { what, expected, found });
+        }
+    }
+    if m == 0 || n == 0 {
+        return Ok(Vec::new());
+    }
+    if modulus.bits() <= 32 {
+        let mut narrow: Vec<u32> = a.iter().map(|&x| x as u32).collect();
+        let out = panels::<u32, B, 32>(&narrow, b, [m, k, n], modulus, index);
+        narrow.zeroize();
+        Ok(out)
+    } else {
+        Ok(panels::<u64, B, 16>(a, b, [m, k, n], modulus, index))
+    }
+}
+
+/// The word that a ring is computed in.
+trait Word: Copy + Default + Send + Sync {
+    fn truncate(x: u64) -> Self;
+    fn extend(self) -> u64;
+    fn mul_add(self, x: Self, y: Self) -> Self;
+}
+
+macro_rules! words {
+    ($($word:ty),*) => {$(
+        impl Word for $word {
+            #[inline(always)]
+            fn truncate(x: u64) -> Self {
+                x as $word
+            }
+            #[inline(always)]
+            fn extend(self) -> u64 {
+                u64::from(self)
+            }
+            #[inline(always)]
+            fn mul_add(self, x: Self, y: Self) -> Self {
+                self.wrapping_add(x.wrapping_mul(y))
+            }
+        }
+    )*};
+}
+
+words!(u32, u64);
+
+/// Panels of `COLUMNS` columns in parallel, then one pass that puts them side by side and reduces.
+fn panels<W: Word, B: RingElement, const COLUMNS: usize>(
+    a: &[W],
+    b: &[B],
+    [m, k, n]: [usize; 3],
+    modulus: ShareModulus,
+    index: impl Fn(usize, usize) -> usize + Copy + Send + Sync,
+) -> Vec<u64> {
+    let mut sums = vec![[W::default(); COLUMNS]; m * n.div_ceil(COLUMNS)];
+    sums.par_chunks_exact_mut(m).enumerate().for_each_init(
+        || vec![[W::default(); COLUMNS]; TILE_DEPTH.min(k)],
+        |panel, (p, sums)| {
+            let first = p * COLUMNS;
+            let columns = COLUMNS.min(n - first);
+            for start in (0..k).step_by(TILE_DEPTH) {
+                let panel = &mut panel[..TILE_DEPTH.min(k - start)];
+                for (depth, row) in panel.iter_mut().enumerate() {
+                    for (column, x) in row[..columns].iter_mut().enumerate() {
+                        *x = W::truncate(b[index(start + depth, first + column)].wrap());
+                    }
+                }
+                Arch::new().dispatch(PanelProduct { a, k, start, panel, sums });
+            }
+        },
+    );
+    let mut out = vec![0; m * n];
+    out.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
+        for (p, part) in row.chunks_mut(COLUMNS).enumerate() {
+            for (x, sum) in part.iter_mut().zip(&sums[p * m + i]) {
+                *x = modulus.reduce(sum.extend());
+            }
+        }
+    });
+    out
+}
+
+/// Adds columns `start ..` of `a` (rows of `k`) times the panel to the sums, one row of sums to a row of `a`.
+struct PanelProduct<'a, W, const COLUMNS: usize> {
+    a: &'a [W],
+    k: usize,
+    start: usize,
+    panel: &'a [[W; COLUMNS]],
+    sums: &'a mut [[W; COLUMNS]],
+}
+
+impl<W: Word, const COLUMNS: usize> WithSimd for PanelProduct<'_, W, COLUMNS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { a, k, start, panel, sums } = self;
+        for (group, sums) in sums.chunks_mut(TILE_ROWS).enumerate() {
+            let row = |i: usize| {
+                let at = (group * TILE_ROWS + i) * k + start;
+                &a[at..at + panel.len()]
+            };
+            if let [s0, s1, s2, s3] = sums {
+                let (mut t0, mut t1, mut t2, mut t3) = (*s0, *s1, *s2, *s3);
+                for ((((b, &x0), &x1), &x2), &x3) in panel.iter().zip(row(0)).zip(row(1)).zip(row(2)).zip(row(3)) {
+                    for c in 0..COLUMNS {
+                        t0[c] = t0[c].mul_add(x0, b[c]);
+                        t1[c] = t1[c].mul_add(x1, b[c]);
+                        t2[c] = t2[c].mul_add(x2, b[c]);
+                        t3[c] = t3[c].mul_add(x3, b[c]);
+                    }
+                }
+                (*s0, *s1, *s2, *s3) = (t0, t1, t2, t3);
+            } else {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    for (b, &x) in panel.iter().zip(row(i)) {
+                        for c in 0..COLUMNS {
+                            sum[c] = sum[c].mul_add(x, b[c]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mpc::block::Block;
+    use crate::mpc::prg::Prg;
+    use proptest::prelude::*;
+
+    fn random(count: usize, seed: u128) -> Vec<u64> {
+        let mut x = vec![0; count];
+        Prg::new(Block(seed)).fill_u64(&mut x);
+        x
+    }
+
+    fn naive(a: &[u64], b: &[u64], [m, k, n]: [usize; 3], modulus: ShareModulus) -> Vec<u64> {
+        let entry =
+            |i: usize, j: usize| (0..k).fold(0, |sum, d| modulus.add(sum, modulus.mul(a[i * k + d], b[d * n + j])));
+        (0..m * n).map(|at| entry(at / n, at % n)).collect()
+    }
+
+    fn transpose<T: Copy>(b: &[T], k: usize, n: usize) -> Vec<T> {
+        (0..n * k).map(|at| b[at % k * n + at / k]).collect()
+    }
+
+    fn check(m: usize, k: usize, n: usize, bits: u32) {
+        let modulus = ShareModulus::pow2(bits).unwrap();
+        let (a, b) = (random(m * k, 1), random(k * n, 2));
+        let expected = naive(&a, &b, [m, k, n], modulus);
+        assert_eq!(matmul(&a, &b, m, k, n, modulus).unwrap(), expected, "{m}x{k}x{n} mod 2^{bits}");
+        assert_eq!(matmul_transposed(&a, &transpose(&b, k, n), m, k, n, modulus).unwrap(), expected);
+        let weights: Vec<i16> = b.iter().map(|&x| x as i16).collect();
+        let signed: Vec<u64> = weights.iter().map(|&w| modulus.from_signed(i64::from(w))).collect();
+        let expected = naive(&a, &signed, [m, k, n], modulus);
+        assert_eq!(matmul(&a, &weights, m, k, n, modulus).unwrap(), expected);
+        let wide: Vec<i32> = weights.iter().map(|&w| i32::from(w)).collect();
+        assert_eq!(matmul_transposed(&a, &transpose(&wide, k, n), m, k, n, modulus).unwrap(), expected);
+    }
+
+    #[test]
+    fn matches_the_definition_at_tile_edges() {
+        for bits in [1, 13, 32, 33, 48, 64] {
+            for (m, k, n) in
+                [(1, 1, 1), (3, 5, 2), (4, 256, 16), (5, 257, 17), (8, 300, 33), (2, 2, 32), (9, 513, 40), (3, 0, 2)]
+            {
+                check(m, k, n, bits);
+            }
+        }
+    }
+
+    #[test]
+    fn negative_weights_are_twos_complement() {
+        let modulus = ShareModulus::pow2(40).unwrap();
+        assert_eq!(matmul(&[3], &[-2i8], 1, 1, 1, modulus).unwrap(), [modulus.from_signed(-6)]);
+        assert_eq!(matmul(&[3], &[i64::MIN], 1, 1, 1, modulus).unwrap(), [0]);
+    }
+
+    #[test]
+    fn wrong_sizes_are_refused() {
+        let t = ShareModulus::pow2(32).unwrap();
+        assert!(matmul(&[1; 6], &[1u64; 6], 2, 3, 2, t).is_ok());
+        assert!(matmul(&[1; 5], &[1u64; 6], 2, 3, 2, t).is_err());
+        assert!(matmul(&[1; 6], &[1u64; 7], 2, 3, 2, t).is_err());
+        assert!(matmul::<u64>(&[], &[], usize::MAX, 0, usize::MAX, t).is_err());
+        assert!(matmul::<u64>(&[], &[], 0, usize::MAX, 2, t).is_err());
+        assert!(matmul(&[1; 6], &[1u64; 6], 2, 3, 2, ShareModulus::PowerOfTwo(65)).is_err());
+        assert!(matmul::<u64>(&[], &[], 0, 0, 0, t).unwrap().is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(30))]
+        #[test]
+        fn matches_the_definition(m in 1usize..10, k in 1usize..30, n in 1usize..70, bits in 1u32..=64) {
+            check(m, k, n, bits);
+        }
+    }
+}
