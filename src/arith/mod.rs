@@ -2,9 +2,11 @@
 
 pub mod bits;
 pub mod codec;
+pub mod crt;
 pub mod fixed;
 mod modulus;
 pub mod primes;
+pub mod sample;
 mod share_modulus;
 
 pub use modulus::Modulus;
