@@ -20,6 +20,9 @@ pub const ERROR_BOUND: i8 = 21;
 /// Largest multiple of its deviation that [`rounded_gaussian`] can return, the tail beyond having probability 2^-52.
 pub const GAUSSIAN_TAIL: f64 = 9.0;
 
+/// `log2` of the largest deviation that [`rounded_gaussian`] serves.
+pub const MAX_DEVIATION_LOG2: i32 = 118;
+
 /// The private generator of a party: ChaCha20, seeded by the operating system, wiped on drop.
 ///
 /// It has no `Debug` and no wire form. Public randomness comes from [`xof`], never from here.
@@ -137,7 +140,7 @@ pub fn centred_binomial(rng: &mut impl Rng, out: &mut [i8]) {
     }
 }
 
-/// Fills `out` with rounded Gaussian integers of the given standard deviation, `1 <= deviation < 2^116` (clamped).
+/// Fills `out` with rounded Gaussian integers of the given standard deviation, `1 <= deviation <= 2^118` (clamped).
 ///
 /// A double has too few bits for deviations such as 2^95, and the missing low bits would leave what they are added to
 /// bare. So each value is a sum of independent Gaussians: the first rounded to a multiple `g` of about `2^-36` of its
@@ -145,7 +148,7 @@ pub fn centred_binomial(rng: &mut impl Rng, out: &mut [i8]) {
 /// the step is 1. The total deviation exceeds the one asked for by a factor below `1 + 2^-60`.
 pub fn rounded_gaussian(rng: &mut impl Rng, deviation: f64, out: &mut [i128]) {
     const PRECISION: u32 = 36;
-    let deviation = deviation.clamp(1.0, 2f64.powi(116));
+    let deviation = deviation.clamp(1.0, 2f64.powi(MAX_DEVIATION_LOG2));
     // Deviations and steps are public.
     let mut levels = Vec::new();
     let (mut width, mut log) = (deviation, deviation.log2().floor() as u32);

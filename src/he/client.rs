@@ -1,0 +1,265 @@
+//! The client's side: encryption with a seeded uniform half, and decryption of responses.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use rayon::prelude::*;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{
+    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, Response, ResponsePlan, Result, SecretKey,
+    encode::Encoder,
+    keys::{Domain, small_residue, uniform_half},
+    wire,
+};
+use crate::{
+    arith::{
+        ShareModulus,
+        crt::CrtBasis,
+        sample::{self, SecureRng},
+    },
+    engine::Shape,
+};
+
+/// The holder of a secret key.
+///
+/// Uniform halves are `XOF(seed, counter)`; a client draws its seed when it is made and never gives a counter twice.
+pub struct HeClient {
+    ctx: Arc<BfvContext>,
+    secret: SecretKey,
+    seed: [u8; 32],
+    counter: AtomicU64,
+}
+
+/// Symmetric encryptions in the NTT domain: the halves `c0`, and the name of the uniform halves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeededCiphertexts {
+    seed: [u8; 32],
+    first_counter: u64,
+    count: usize,
+    /// `[count][limbs][N]`.
+    c0: Vec<u32>,
+}
+
+impl HeClient {
+    /// A client with a new secret key.
+    pub fn generate(ctx: Arc<BfvContext>, rng: &mut SecureRng) -> Self {
+        let secret = SecretKey::generate(ctx.params(), rng);
+        Self { ctx, secret, seed: rng.bytes32(), counter: AtomicU64::new(0) }
+    }
+
+    /// What both parties share.
+    pub fn context(&self) -> &Arc<BfvContext> {
+        &self.ctx
+    }
+
+    /// A public key for the server, under a seed of its own.
+    pub fn public_key(&self, rng: &mut SecureRng) -> Result<PublicKey> {
+        PublicKey::generate(self.ctx.params(), &self.secret, rng.bytes32(), rng)
+    }
+
+    /// Switching keys for output packing of blocks up to `block`.
+    pub fn galois_keys(&self, block: usize, rng: &mut SecureRng) -> Result<GaloisKeys> {
+        GaloisKeys::generate(self.ctx.params(), &self.secret, block, rng.bytes32(), rng)
+    }
+
+    /// Encrypts polynomials with coefficients modulo `t`, `[count][N]`.
+    ///
+    /// The noise ledger takes the messages for uniform modulo `t`, as shares and masks are.
+    pub fn encrypt(&self, t: ShareModulus, messages: &[u64], rng: &mut SecureRng) -> Result<SeededCiphertexts> {
+        let params = self.ctx.params();
+        let (n, limbs) = (params.n(), params.limbs());
+        if !messages.len().is_multiple_of(n) {
+            return Err(HeError::shape(
+                "encrypt",
+                format!("{} coefficients are not polynomials of {n}", messages.len()),
+            ));
+        }
+        let count = messages.len() / n;
+        let first_counter = self.counter.fetch_add(count as u64, Ordering::Relaxed);
+        let encoder = Encoder::new(params.data(), t);
+        let forks: Vec<SecureRng> = (0..count).map(|_| rng.fork()).collect();
+        // Error and message together, coefficient domain.
+        let mut words = Zeroizing::new(vec![0u32; count * limbs * n]);
+        words.par_chunks_mut(limbs * n).zip(messages.par_chunks(n)).zip(forks).for_each(|((out, m), mut rng)| {
+            let mut e = Zeroizing::new(vec![0; n]);
+            sample::centred_binomial(&mut rng, &mut e);
+            let remainders: Zeroizing<Vec<i64>> = Zeroizing::new(m.iter().map(|&m| encoder.remainder(m)).collect());
+            for (limb, out) in out.chunks_mut(n).enumerate() {
+                let p = params.data().moduli()[limb];
+                for ((out, &r), &e) in out.iter_mut().zip(remainders.iter()).zip(e.iter()) {
+                    *out = p.add(encoder.residue(limb, r), small_residue(p, e));
+                }
+            }
+        });
+        let transformed = self.ctx.ntt_forward(&self.ctx.backend().upload(&words)?, Shape { polys: count, limbs })?;
+        let mut c0 = self.ctx.backend().download(&transformed)?;
+        c0.par_chunks_mut(limbs * n).enumerate().try_for_each(|(k, c0)| {
+            let mut a = vec![0; limbs * n];
+            uniform_half(params, &self.seed, Domain::Ciphertext, first_counter + k as u64, limbs, &mut a)?;
+            for (limb, (c0, a)) in c0.chunks_mut(n).zip(a.chunks(n)).enumerate() {
+                let (p, s) = (params.data().moduli()[limb], self.secret.limb(params, limb));
+                for ((c0, &a), &s) in c0.iter_mut().zip(a).zip(s) {
+                    *c0 = p.sub(*c0, p.mul(a, s));
+                }
+            }
+            Ok::<_, HeError>(())
+        })?;
+        self.ctx.count(|c| &c.encrypted, count);
+        Ok(SeededCiphertexts { seed: self.seed, first_counter, count, c0 })
+    }
+
+    /// Decrypts a response: the messages modulo `t` at `positions[pack]` of every ciphertext, concatenated.
+    ///
+    /// # Errors
+    /// If the response does not have this shape.
+    pub fn decrypt(
+        &self,
+        t: ShareModulus,
+        plan: &ResponsePlan,
+        positions: &[Vec<u32>],
+        response: &Response,
+    ) -> Result<Vec<u64>> {
+        let params = self.ctx.params();
+        let (n, limbs, packs) = (params.n(), plan.limbs, positions.len());
+        response.check(params, plan, positions)?;
+        let basis = CrtBasis::new(&params.data().moduli()[..limbs]);
+        let shape = Shape { polys: packs, limbs };
+        let backend = self.ctx.backend();
+        let c1 = self.ctx.ntt_forward(&backend.upload(&response.c1)?, shape)?;
+        let mut product = backend.download(&c1)?;
+        product.par_chunks_mut(n).enumerate().for_each(|(row, x)| {
+            let p = basis.moduli()[row % limbs];
+            for (x, &s) in x.iter_mut().zip(self.secret.limb(params, row % limbs)) {
+                *x = p.mul(*x, s);
+            }
+        });
+        let phase = self.ctx.ntt_inverse(&backend.upload(&product)?, shape)?;
+        product.zeroize();
+        let phase = Zeroizing::new(backend.download(&phase)?);
+        self.ctx.count(|c| &c.decrypted, packs);
+        let mut c0 = response.c0.iter();
+        let mut out = Vec::with_capacity(response.c0.len());
+        for (pack, positions) in positions.iter().enumerate() {
+            for (&at, &high) in positions.iter().zip(c0.by_ref()) {
+                let c0 = plan.restore(high);
+                out.push(basis.scale_to_power_of_two(t.bits(), |limb| {
+                    let p = basis.moduli()[limb];
+                    let c0 = (c0 % p.value() as u128) as u32;
+                    p.add(phase[(pack * limbs + limb) * n + at as usize], c0)
+                }));
+            }
+        }
+        Ok(out)
+    }
+
+    /// The largest absolute noise of full-modulus ciphertexts `[count][2][limbs][N]` in the coefficient domain whose messages
+    /// should be `messages` (`[count][N]`, or only where `expected` gives one). For the tests of the ledger.
+    #[cfg(test)]
+    pub(super) fn noise(
+        &self,
+        t: ShareModulus,
+        limbs: usize,
+        words: &[u32],
+        expected: impl Fn(usize) -> Option<u64>,
+    ) -> f64 {
+        use num_bigint::{BigInt, Sign};
+        let params = self.ctx.params();
+        let n = params.n();
+        let moduli = &params.data().moduli()[..limbs];
+        let q: BigInt = moduli.iter().map(|p| BigInt::from(p.value())).product();
+        let lifts: Vec<BigInt> = moduli
+            .iter()
+            .zip(CrtBasis::new(moduli).cofactor_inverse())
+            .map(|(p, &inverse)| &q / p.value() * inverse)
+            .collect();
+        let mut worst = 0f64;
+        for (k, ct) in words.chunks(2 * limbs * n).enumerate() {
+            let shape = Shape { polys: 1, limbs };
+            let backend = self.ctx.backend();
+            let c1 = backend.upload(&ct[limbs * n..]).unwrap();
+            let mut x = backend.download(&backend.ntt_forward(params.ring(), &c1, shape).unwrap()).unwrap();
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = moduli[i / n].mul(*x, self.secret.ntt_word(i));
+            }
+            let x = backend.upload(&x).unwrap();
+            let x = backend.download(&backend.ntt_inverse(params.ring(), &x, shape).unwrap()).unwrap();
+            for i in 0..n {
+                let Some(m) = expected(k * n + i) else { continue };
+                let residue = |limb: usize| moduli[limb].add(ct[limb * n + i], x[limb * n + i]);
+                let phase: BigInt = (0..limbs).map(|limb| &lifts[limb] * residue(limb)).sum::<BigInt>() % &q;
+                // t phase - q m, centred modulo q t, over t.
+                let modulus = &q << t.bits();
+                let mut d: BigInt = ((phase << t.bits()) - &q * m) % &modulus;
+                if d.sign() == Sign::Minus {
+                    d += &modulus;
+                }
+                if &d * 2 > modulus {
+                    d -= &modulus;
+                }
+                let d: f64 = d.to_string().parse::<f64>().unwrap() / (t.bits() as f64).exp2();
+                worst = worst.max(d.abs());
+            }
+        }
+        worst
+    }
+}
+
+impl SeededCiphertexts {
+    /// Number of ciphertexts.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The public seed and the counters of the uniform halves; no two encryptions of one client share both.
+    pub fn names(&self) -> ([u8; 32], std::ops::Range<u64>) {
+        (self.seed, self.first_counter..self.first_counter + self.count as u64)
+    }
+
+    /// Bytes of `count` ciphertexts on the wire.
+    pub fn byte_len(params: &ParameterSet, count: usize) -> Option<usize> {
+        wire::residues_len(params, count, params.limbs()).map(|len| len + 40)
+    }
+
+    /// 32 bytes of seed, 8 of the first counter, then `c0` packed at the bits of a prime.
+    pub fn to_bytes(&self, params: &ParameterSet) -> Vec<u8> {
+        let mut out = self.seed.to_vec();
+        out.extend(self.first_counter.to_le_bytes());
+        wire::write_residues(params, &self.c0, &mut out);
+        out
+    }
+
+    /// Reads `count` ciphertexts.
+    ///
+    /// # Errors
+    /// If the length is not exactly right, a residue is not below its modulus, or the counters overflow.
+    pub fn from_bytes(params: &ParameterSet, count: usize, mut bytes: &[u8]) -> Result<Self> {
+        const WHAT: &str = "ciphertexts";
+        let seed = wire::take_array(WHAT, &mut bytes)?;
+        let first_counter = u64::from_le_bytes(wire::take_array(WHAT, &mut bytes)?);
+        if first_counter.checked_add(count as u64).is_none_or(|end| end >> 56 != 0) {
+            return Err(HeError::wire(WHAT, "the counters of the uniform halves overflow"));
+        }
+        let c0 = wire::read_residues(params, WHAT, bytes, count, params.limbs())?;
+        Ok(Self { seed, first_counter, count, c0 })
+    }
+
+    /// Both halves, `[count][2][limbs][N]`, NTT domain.
+    pub fn expand(&self, params: &ParameterSet) -> Result<Vec<u32>> {
+        let poly = params.limbs() * params.n();
+        let mut out = vec![0; self.count * 2 * poly];
+        out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(k, out)| {
+            let (c0, a) = out.split_at_mut(poly);
+            c0.copy_from_slice(&self.c0[k * poly..][..poly]);
+            uniform_half(params, &self.seed, Domain::Ciphertext, self.first_counter + k as u64, params.limbs(), a)
+        })?;
+        Ok(out)
+    }
+}

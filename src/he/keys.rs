@@ -1,0 +1,276 @@
+//! Keys: the client's secret key, its public key, and the switching keys of Galois automorphisms.
+
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::{HeError, ParameterSet, Result, wire};
+use crate::{
+    arith::{
+        Modulus,
+        sample::{self, SecureRng, xof},
+    },
+    engine::cpu::plain_ntt::Twiddles,
+};
+
+/// What a uniform polynomial is for; part of its stream's name, so that one seed serves all three.
+#[derive(Clone, Copy)]
+pub(super) enum Domain {
+    PublicKey = 1,
+    Galois = 2,
+    Ciphertext = 3,
+}
+
+/// The uniform polynomial number `counter` of `seed`, NTT domain, `[limbs][N]` over the first `limbs` moduli.
+pub(super) fn uniform_half(
+    params: &ParameterSet,
+    seed: &[u8; 32],
+    domain: Domain,
+    counter: u64,
+    limbs: usize,
+    out: &mut [u32],
+) -> Result<()> {
+    let mut stream = xof(seed, domain as u8, counter).ok_or(HeError::CounterExhausted)?;
+    for (limb, out) in out.chunks_mut(params.n()).take(limbs).enumerate() {
+        sample::uniform_residues(&mut stream, params.ring().moduli()[limb], out);
+    }
+    Ok(())
+}
+
+/// A ternary secret key.
+///
+/// It has no wire form, no `Debug`, no `Clone` and no serde, and is wiped on drop.
+pub struct SecretKey {
+    ternary: Zeroizing<Vec<i8>>,
+    /// `[all limbs][N]`, NTT domain.
+    ntt: Zeroizing<Vec<u32>>,
+}
+
+impl SecretKey {
+    /// Samples a uniform ternary secret.
+    pub fn generate(params: &ParameterSet, rng: &mut SecureRng) -> Self {
+        let mut ternary = Zeroizing::new(vec![0; params.n()]);
+        sample::ternary(rng, &mut ternary);
+        let ntt = transform(params, &ternary);
+        Self { ternary, ntt }
+    }
+
+    /// The key in the NTT domain modulo limb `limb`.
+    pub(super) fn limb(&self, params: &ParameterSet, limb: usize) -> &[u32] {
+        &self.ntt[limb * params.n()..][..params.n()]
+    }
+
+    #[cfg(test)]
+    pub(super) fn ntt_word(&self, index: usize) -> u32 {
+        self.ntt[index]
+    }
+}
+
+/// Small integers modulo every limb of the ring, NTT domain. Runs here and not on a backend, whose buffers are not wiped.
+fn transform(params: &ParameterSet, small: &[i8]) -> Zeroizing<Vec<u32>> {
+    let mut out = Zeroizing::new(vec![0; params.ring().moduli().len() * params.n()]);
+    let tables = tables(params);
+    transform_into(&tables, small, &mut out);
+    out
+}
+
+fn tables(params: &ParameterSet) -> Vec<Twiddles> {
+    (0..params.ring().moduli().len()).map(|limb| Twiddles::new(params.ring(), limb)).collect()
+}
+
+fn transform_into(tables: &[Twiddles], small: &[i8], out: &mut [u32]) {
+    for (table, out) in tables.iter().zip(out.chunks_mut(small.len())) {
+        for (out, &x) in out.iter_mut().zip(small) {
+            *out = small_residue(table.modulus, x);
+        }
+        table.forward(out);
+    }
+}
+
+/// The residue of a small integer without a branch on its sign.
+#[inline]
+pub(super) fn small_residue(p: Modulus, x: i8) -> u32 {
+    (x as i32 + (p.value() as i32 & (x as i32 >> 31))) as u32
+}
+
+/// `s(X^g)`.
+fn automorphism(ternary: &[i8], g: usize) -> Zeroizing<Vec<i8>> {
+    let n = ternary.len();
+    let mut out = Zeroizing::new(vec![0; n]);
+    for (i, &x) in ternary.iter().enumerate() {
+        let e = i * g % (2 * n);
+        out[e % n] = if e < n { x } else { -x };
+    }
+    out
+}
+
+/// An encryption of zero that lets anyone re-randomise: `(b, a)` with `b = -a s + e`, NTT domain, all data limbs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    seed: [u8; 32],
+    b: Vec<u32>,
+}
+
+impl PublicKey {
+    /// The public key of `secret`. `seed` is public and must not serve another key.
+    pub fn generate(params: &ParameterSet, secret: &SecretKey, seed: [u8; 32], rng: &mut SecureRng) -> Result<Self> {
+        let (n, limbs) = (params.n(), params.limbs());
+        let mut a = vec![0; limbs * n];
+        uniform_half(params, &seed, Domain::PublicKey, 0, limbs, &mut a)?;
+        let mut e = Zeroizing::new(vec![0; n]);
+        sample::centred_binomial(rng, &mut e);
+        let e = transform(params, &e);
+        let b = (0..limbs * n).map(|i| {
+            let p = params.ring().moduli()[i / n];
+            p.sub(e[i], p.mul(a[i], secret.ntt[i]))
+        });
+        Ok(Self { seed, b: b.collect() })
+    }
+
+    /// `(b, a)`, `[2][limbs][N]`.
+    pub(super) fn expand(&self, params: &ParameterSet) -> Result<Vec<u32>> {
+        let mut out = self.b.clone();
+        out.resize(2 * self.b.len(), 0);
+        uniform_half(params, &self.seed, Domain::PublicKey, 0, params.limbs(), &mut out[self.b.len()..])?;
+        Ok(out)
+    }
+
+    /// 32 bytes of seed, then `b` packed at the bits of a prime.
+    pub fn to_bytes(&self, params: &ParameterSet) -> Vec<u8> {
+        let mut out = self.seed.to_vec();
+        wire::write_residues(params, &self.b, &mut out);
+        out
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the length is not exactly right or a residue is not below its modulus.
+    pub fn from_bytes(params: &ParameterSet, mut bytes: &[u8]) -> Result<Self> {
+        const WHAT: &str = "public key";
+        let seed = wire::take_array(WHAT, &mut bytes)?;
+        Ok(Self { seed, b: wire::read_residues(params, WHAT, bytes, 1, params.limbs())? })
+    }
+}
+
+/// Key-switching keys of the automorphisms that output packing of blocks up to some width needs: `N / 2^j + 1`.
+///
+/// Hybrid switching with one special prime `P` and one digit a limb: digit `i` encrypts `P g_i s(X^g)`, where `g_i` is 1
+/// modulo `p_i` and 0 modulo the others. Uniform halves are a seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GaloisKeys {
+    seed: [u8; 32],
+    elements: Vec<usize>,
+    /// `[elements][digits][limbs + 1][N]`, NTT domain.
+    c0: Vec<u32>,
+}
+
+impl GaloisKeys {
+    /// The Galois elements of output packing of blocks up to `block` (a power of two): `N h / block + 1` for `h = 2, 4 .. block`.
+    /// Those of a narrower block are a prefix.
+    pub fn elements_for_block(n: usize, block: usize) -> Vec<usize> {
+        (0..block.max(1).ilog2()).map(|j| (n >> j) + 1).collect()
+    }
+
+    /// Keys for blocks up to `block`. `seed` is public and must not serve other keys of this kind.
+    ///
+    /// # Errors
+    /// If the set has no special prime or `block` is not a power of two up to N.
+    pub fn generate(
+        params: &ParameterSet,
+        secret: &SecretKey,
+        block: usize,
+        seed: [u8; 32],
+        rng: &mut SecureRng,
+    ) -> Result<Self> {
+        check_block(params, block)?;
+        let Some(special) = params.special() else {
+            return Err(HeError::shape("Galois keys", format!("{} has no special prime", params.name())));
+        };
+        let (n, digits, moduli) = (params.n(), params.limbs(), params.ring().moduli());
+        let elements = Self::elements_for_block(n, block);
+        let all = moduli.len();
+        let tables = tables(params);
+        let rotated: Vec<_> = elements.iter().map(|&g| transform(params, &automorphism(&secret.ternary, g))).collect();
+        let forks: Vec<SecureRng> = (0..elements.len() * digits).map(|_| rng.fork()).collect();
+        let mut c0 = vec![0; elements.len() * digits * all * n];
+        c0.par_chunks_mut(all * n).zip(forks).enumerate().try_for_each(|(k, (out, mut rng))| {
+            let (element, digit) = (k / digits, k % digits);
+            let mut a = vec![0; all * n];
+            uniform_half(params, &seed, Domain::Galois, galois_counter(elements[element], digit), all, &mut a)?;
+            let mut e = Zeroizing::new(vec![0; n]);
+            sample::centred_binomial(&mut rng, &mut e);
+            transform_into(&tables, &e, out);
+            for (i, out) in out.iter_mut().enumerate() {
+                let p = moduli[i / n];
+                *out = p.sub(*out, p.mul(a[i], secret.ntt[i]));
+                if i / n == digit {
+                    *out = p.add(*out, p.mul(rotated[element][i], p.reduce(special.value() as u64)));
+                }
+            }
+            Ok::<_, HeError>(())
+        })?;
+        Ok(Self { seed, elements, c0 })
+    }
+
+    /// The Galois elements that have a key.
+    pub fn elements(&self) -> &[usize] {
+        &self.elements
+    }
+
+    /// Widest block that these keys pack.
+    pub fn block(&self) -> usize {
+        1 << self.elements.len()
+    }
+
+    /// The key of element number `index`, `[digits][2][limbs + 1][N]`.
+    pub(super) fn expand(&self, params: &ParameterSet, index: usize) -> Result<Vec<u32>> {
+        let (digits, poly) = (params.limbs(), params.ring().moduli().len() * params.n());
+        let mut out = vec![0; digits * 2 * poly];
+        out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(digit, out)| {
+            let (c0, a) = out.split_at_mut(poly);
+            c0.copy_from_slice(&self.c0[(index * digits + digit) * poly..][..poly]);
+            let counter = galois_counter(self.elements[index], digit);
+            uniform_half(params, &self.seed, Domain::Galois, counter, params.ring().moduli().len(), a)
+        })?;
+        Ok(out)
+    }
+
+    /// Bytes of the keys for blocks up to `block`.
+    pub fn byte_len(params: &ParameterSet, block: usize) -> Option<usize> {
+        let polys = Self::elements_for_block(params.n(), block).len() * params.limbs();
+        wire::residues_len(params, polys, params.ring().moduli().len()).map(|len| len + 32)
+    }
+
+    /// 32 bytes of seed, then the other halves packed at the bits of a prime.
+    pub fn to_bytes(&self, params: &ParameterSet) -> Vec<u8> {
+        let mut out = self.seed.to_vec();
+        wire::write_residues(params, &self.c0, &mut out);
+        out
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote for keys of blocks up to `block`, which both sides know.
+    ///
+    /// # Errors
+    /// If the length is not exactly right or a residue is not below its modulus.
+    pub fn from_bytes(params: &ParameterSet, block: usize, mut bytes: &[u8]) -> Result<Self> {
+        const WHAT: &str = "switching keys";
+        check_block(params, block)?;
+        let elements = Self::elements_for_block(params.n(), block);
+        let seed = wire::take_array(WHAT, &mut bytes)?;
+        let polys = elements.len() * params.limbs();
+        let c0 = wire::read_residues(params, WHAT, bytes, polys, params.ring().moduli().len())?;
+        Ok(Self { seed, elements, c0 })
+    }
+}
+
+/// The counter of a digit's uniform half.
+fn galois_counter(element: usize, digit: usize) -> u64 {
+    (element as u64) << 8 | digit as u64
+}
+
+fn check_block(params: &ParameterSet, block: usize) -> Result<()> {
+    if !block.is_power_of_two() || block > params.n() {
+        return Err(HeError::shape("Galois keys", format!("block {block} is not a power of two up to {}", params.n())));
+    }
+    Ok(())
+}

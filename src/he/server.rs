@@ -1,0 +1,200 @@
+//! The server's side: products with plaintexts, output packing, and the one way out for a ciphertext.
+
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use zeroize::Zeroizing;
+
+use super::{
+    BfvContext, GaloisKeys, HeError, PublicKey, Response, ResponsePlan, Result,
+    encode::{Encoder, WideReducer},
+    keys::small_residue,
+};
+use crate::{
+    arith::{
+        ShareModulus,
+        sample::{self, SecureRng},
+    },
+    engine::{Buffer, MatmulShape, Shape},
+};
+
+/// What a server needs of one client: its public key and its switching keys, on the device.
+pub struct HeServer {
+    ctx: Arc<BfvContext>,
+    /// `[2][limbs][N]`, NTT domain.
+    public_key: Buffer,
+    galois: Vec<(usize, Buffer)>,
+}
+
+impl HeServer {
+    /// Expands a client's keys onto the device. Without switching keys only blocks of width 1 can be computed.
+    pub fn new(ctx: Arc<BfvContext>, public_key: &PublicKey, galois: Option<&GaloisKeys>) -> Result<Self> {
+        let params = ctx.params();
+        let public_key = ctx.backend().upload(&public_key.expand(params)?)?;
+        let keys = galois.map_or(&[][..], GaloisKeys::elements);
+        let mut expanded = Vec::with_capacity(keys.len());
+        for (index, &element) in keys.iter().enumerate() {
+            if let Some(galois) = galois {
+                expanded.push((element, ctx.backend().upload(&galois.expand(params, index)?)?));
+            }
+        }
+        Ok(Self { galois: expanded, public_key, ctx })
+    }
+
+    /// What both parties share.
+    pub fn context(&self) -> &Arc<BfvContext> {
+        &self.ctx
+    }
+
+    /// `out[g][o] = sum_i ct[g][i] * plain[g][o][i]` for sparse plaintexts: polynomial `k` of `[groups][outputs][inputs]` has
+    /// the integers `values[k*S ..][..S]` at exponents `0 .. S`. `ct` is `[groups][inputs][2][limbs][N]` and the result
+    /// `[groups][outputs][2][limbs][N]`, both in the NTT domain.
+    pub fn multiply(&self, ct: &Buffer, values: &[i64], stride: usize, shape: MatmulShape) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        let polys = shape.groups * shape.outputs * shape.inputs;
+        let positions: Vec<u32> = (0..stride as u32).collect();
+        let plain = ctx.backend().expand(ctx.ring(), shape.limbs, values, &positions)?;
+        let plain = ctx.ntt_forward(&plain, Shape { polys, limbs: shape.limbs })?;
+        ctx.count(|c| &c.products, polys);
+        Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
+    }
+
+    /// Packs `outputs` ciphertexts (a power of two up to `block`) into one, for `packs` packs at once.
+    ///
+    /// `x` is `[outputs][packs][2][limbs][N]` in the NTT domain; the result, `[packs][2][limbs][N]` in the coefficient domain,
+    /// holds the coefficient of `X^(K j)` of input `o` at `X^(K j + o K / outputs)`, `K` the block. With `E` and `O` the
+    /// packs of the even and odd halves of `h` inputs, a level is
+    /// `(E + X^(K/h) O) + sigma_(N h / K + 1)(E - X^(K/h) O)`; inputs are first multiplied by `outputs^-1` modulo q, which
+    /// undoes the doubling of each level (Chen, Dai, Kim, Song 2021; Bae et al. 2023).
+    pub fn pack_outputs(&self, x: &Buffer, outputs: usize, packs: usize, block: usize) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        let (params, ring, backend) = (ctx.params(), ctx.ring(), ctx.backend());
+        let (n, limbs) = (params.n(), params.limbs());
+        if !outputs.is_power_of_two() || !block.is_power_of_two() || outputs > block || block > n {
+            let detail = format!("{outputs} outputs in blocks of {block} (powers of two, at most N = {n})");
+            return Err(HeError::shape("pack_outputs", detail));
+        }
+        let all = Shape { polys: outputs * packs * 2, limbs };
+        let mut x = ctx.ntt_inverse(x, all)?;
+        if outputs > 1 {
+            let inverse = |p: &crate::arith::Modulus| p.inv(p.reduce(outputs as u64));
+            let scalars: Vec<u32> = params.data().moduli().iter().map(inverse).collect();
+            x = backend.mul_scalar(ring, &x, all, &scalars)?;
+        }
+        let mut h = 2;
+        while h <= outputs {
+            // Ciphertexts after this level.
+            let half = outputs / h * packs;
+            let element = n / block * h + 1;
+            let key = self.galois.iter().find(|(g, _)| *g == element).map(|(_, key)| key);
+            let key = key.ok_or(HeError::MissingKey { element, block })?;
+            let shape = Shape { polys: half * 2, limbs };
+            let (sum, difference) = backend.pack_step(ring, &x, Shape { polys: half * 4, limbs }, block / h)?;
+            let rotated = backend.automorphism(ring, &difference, shape, element)?;
+            let (c0, c1) = self.split_parts(&rotated, limbs * n)?;
+            let switched = backend.key_switch(ring, &c1, half, key)?;
+            ctx.count(|c| &c.key_switches, half);
+            ctx.count(|c| &c.ntts, half * (limbs + 1) * (limbs + 2));
+            x = backend.add(ring, &backend.add(ring, &sum, &c0, shape)?, &switched, shape)?;
+            h *= 2;
+        }
+        Ok(x)
+    }
+
+    /// Finishes packed ciphertexts `[packs][2][limbs][N]` (coefficient domain) for the wire, in this order: subtracts a mask
+    /// uniform over all coefficients, adds an encryption of zero under the client's public key, floods c0, switches down
+    /// to the plan's limbs, drops low bits of c0 and keeps of it only the coefficients at `positions[pack]`.
+    ///
+    /// Returns the response and the mask at those positions, which is the server's share (the client's is message - mask).
+    pub fn respond(
+        &self,
+        t: ShareModulus,
+        plan: &ResponsePlan,
+        packed: &Buffer,
+        positions: &[Vec<u32>],
+        rng: &mut SecureRng,
+    ) -> Result<(Response, Vec<u64>)> {
+        let ctx = &self.ctx;
+        let (params, ring, backend) = (ctx.params(), ctx.ring(), ctx.backend());
+        let (n, limbs, packs) = (params.n(), params.limbs(), positions.len());
+        let shape = Shape { polys: packs * 2, limbs };
+
+        let mut masks = Zeroizing::new(vec![0u64; packs * n]);
+        // [packs][limbs][N] and [packs][2][limbs][N].
+        let mut u = Zeroizing::new(vec![0u32; packs * limbs * n]);
+        let mut noise = Zeroizing::new(vec![0u32; packs * 2 * limbs * n]);
+        let encoder = Encoder::new(params.data(), t);
+        let forks: Vec<SecureRng> = (0..packs).map(|_| rng.fork()).collect();
+        u.par_chunks_mut(limbs * n)
+            .zip(noise.par_chunks_mut(2 * limbs * n))
+            .zip(masks.par_chunks_mut(n))
+            .zip(forks)
+            .for_each(|(((u, noise), mask), mut rng)| {
+                sample_response(params, t, plan, &encoder, &mut rng, u, noise, mask);
+            });
+
+        let u = ctx.ntt_forward(&backend.upload(&u)?, Shape { polys: packs, limbs })?;
+        let one = MatmulShape { groups: 1, inputs: 1, outputs: packs, limbs };
+        let zero = ctx.ntt_inverse(&backend.matmul_plain(ring, &self.public_key, &u, one)?, shape)?;
+        let x = backend.add(ring, packed, &zero, shape)?;
+        let x = backend.add(ring, &x, &backend.upload(&noise)?, shape)?;
+        let x = backend.download(&backend.mod_switch(ring, &x, shape, plan.limbs)?)?;
+        ctx.count(|c| &c.responded, packs);
+
+        let response = Response::cut(params, plan, positions, &x)?;
+        let kept = positions.iter().zip(masks.chunks(n)).flat_map(|(at, mask)| at.iter().map(|&i| mask[i as usize]));
+        Ok((response, kept.collect()))
+    }
+
+    /// `(c0, 0)` of every ciphertext of `[count][2][poly]`, and `c1` alone.
+    fn split_parts(&self, x: &Buffer, poly: usize) -> Result<(Buffer, Buffer)> {
+        let backend = self.ctx.backend();
+        let mut words = backend.download(x)?;
+        let mut c1 = vec![0; words.len() / 2];
+        words.par_chunks_mut(2 * poly).zip(c1.par_chunks_mut(poly)).for_each(|(words, c1)| {
+            let tail = &mut words[poly..];
+            c1.copy_from_slice(tail);
+            tail.fill(0);
+        });
+        Ok((backend.upload(&words)?, backend.upload(&c1)?))
+    }
+}
+
+/// Samples what one response adds: `u` (`[limbs][N]`), and `e1 + flood + encode(-mask)` beside `e2` (`[2][limbs][N]`).
+fn sample_response(
+    params: &super::ParameterSet,
+    t: ShareModulus,
+    plan: &ResponsePlan,
+    encoder: &Encoder,
+    rng: &mut SecureRng,
+    u: &mut [u32],
+    noise: &mut [u32],
+    mask: &mut [u64],
+) {
+    let n = params.n();
+    sample::uniform_ring(rng, t, mask);
+    let mut small = Zeroizing::new(vec![0i8; n]);
+    sample::ternary(rng, &mut small);
+    let (noise0, noise1) = noise.split_at_mut(u.len());
+    let moduli = params.data().moduli();
+    let spread = |small: &[i8], out: &mut [u32]| {
+        for (out, &p) in out.chunks_mut(n).zip(moduli) {
+            out.iter_mut().zip(small).for_each(|(out, &x)| *out = small_residue(p, x));
+        }
+    };
+    spread(&small, u);
+    sample::centred_binomial(rng, &mut small);
+    spread(&small, noise1);
+    sample::centred_binomial(rng, &mut small);
+    let mut wide = Zeroizing::new(vec![0i128; n]);
+    sample::rounded_gaussian(rng, plan.flood_deviation, &mut wide);
+    wide.iter_mut().zip(small.iter()).for_each(|(x, &e)| *x += e as i128);
+    let remainders: Zeroizing<Vec<i64>> =
+        Zeroizing::new(mask.iter().map(|&z| encoder.remainder(z.wrapping_neg())).collect());
+    for (limb, (out, &p)) in noise0.chunks_mut(n).zip(moduli).enumerate() {
+        let reducer = WideReducer::new(p);
+        for ((out, &x), &r) in out.iter_mut().zip(wide.iter()).zip(remainders.iter()) {
+            *out = p.add(reducer.reduce(x), encoder.residue(limb, r));
+        }
+    }
+}

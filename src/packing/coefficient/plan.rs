@@ -1,0 +1,217 @@
+//! Sizes, noise and cost of a product, and the choice of block width.
+
+use super::{
+    InputLayout,
+    layout::{OutputLayout, Pack},
+};
+use crate::{
+    arith::ShareModulus,
+    he::{HeError, NoiseBound, ParameterSet, Response, ResponsePlan, Result},
+    packing::{Counts, Packing},
+};
+
+/// Largest absolute value of the plaintext operand, a public number that the noise ledger builds on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OperandBound {
+    /// Fixed-point weights below a power of two or any other bound.
+    Weights {
+        /// Largest absolute value.
+        max_abs: u64,
+    },
+    /// Uniform elements of the ring of shares, centred.
+    Uniform,
+}
+
+impl OperandBound {
+    /// Largest absolute value in the ring `t`.
+    pub fn max_abs(self, t: ShareModulus) -> u64 {
+        match self {
+            Self::Weights { max_abs } => max_abs,
+            Self::Uniform => 1 << (t.bits() - 1),
+        }
+    }
+}
+
+/// A product to plan: per head, `sum_k X_k W_k` with `X_k` of `rows x inner[k]` and `W_k` of `inner[k] x cols`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MatmulSpec {
+    /// Ring of the shares.
+    pub t: ShareModulus,
+    /// Independent products; a linear layer has one.
+    pub heads: usize,
+    /// Rows of inputs and output.
+    pub rows: usize,
+    /// Features of every summed input.
+    pub inner: Vec<usize>,
+    /// Columns of the output.
+    pub cols: usize,
+    /// Size of the plaintext operand.
+    pub operand: OperandBound,
+}
+
+/// What [`CoefficientPacking::choose`] minimises, in units of one plaintext-ciphertext product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CostWeights {
+    /// One key switch.
+    pub key_switch: f64,
+    /// Sending (and encrypting) one input ciphertext.
+    pub upload: f64,
+    /// Sending one output ciphertext.
+    pub download: f64,
+    /// Widest block that the client's switching keys serve.
+    pub max_block: usize,
+}
+
+impl Default for CostWeights {
+    fn default() -> Self {
+        Self { key_switch: 12.0, upload: 20.0, download: 15.0, max_block: 256 }
+    }
+}
+
+/// A planned product: layouts, noise and the cut of the response. Both parties derive it from public numbers.
+#[derive(Clone, Debug)]
+pub struct CoefficientPacking {
+    pub(super) spec: MatmulSpec,
+    pub(super) inputs: Vec<InputLayout>,
+    pub(super) output: OutputLayout,
+    pub(super) packs: Vec<Pack>,
+    pub(super) response: ResponsePlan,
+    counts: Counts,
+}
+
+impl CoefficientPacking {
+    /// The cheapest layout that the width rule admits, over all strides and blocks.
+    ///
+    /// # Errors
+    /// The width error of the least noisy layout if none is admitted.
+    pub fn choose(params: &ParameterSet, spec: &MatmulSpec, weights: &CostWeights) -> Result<Self> {
+        let mut best: Option<(f64, Self)> = None;
+        let mut refusal = HeError::shape("packing", format!("{} rows do not fit N = {}", spec.rows, params.n()));
+        let mut stride = params.n() / spec.rows.max(1).next_power_of_two();
+        while stride > 0 {
+            let mut block =
+                stride.min(weights.max_block.max(1)).min(if params.special().is_some() { stride } else { 1 });
+            while block > 0 {
+                match Self::with_block(params, spec, stride, block) {
+                    Ok(plan) => {
+                        let cost = plan.cost(weights);
+                        if best.as_ref().is_none_or(|(c, _)| cost < *c) {
+                            best = Some((cost, plan));
+                        }
+                    }
+                    Err(e) => refusal = e,
+                }
+                block /= 2;
+            }
+            stride /= 2;
+        }
+        best.map(|(_, plan)| plan).ok_or(refusal)
+    }
+
+    /// The layout with the given stride and block.
+    ///
+    /// # Errors
+    /// If the sizes do not fit, or the noise breaks the width rule.
+    pub fn with_block(params: &ParameterSet, spec: &MatmulSpec, stride: usize, block: usize) -> Result<Self> {
+        let MatmulSpec { t, heads, rows, cols, operand, .. } = *spec;
+        if cols == 0 || spec.inner.is_empty() || !t.is_valid() {
+            return Err(HeError::shape("packing", format!("nothing to multiply in {spec:?}")));
+        }
+        if operand.max_abs(t) >= 1 << 63 {
+            return Err(HeError::shape("packing", "operands are signed 64-bit integers"));
+        }
+        let layout = |&inner: &usize| {
+            let layout = InputLayout { n: params.n(), heads, rows, inner, stride, block };
+            layout.check().map(|()| layout)
+        };
+        let inputs = spec.inner.iter().map(layout).collect::<Result<Vec<_>>>()?;
+        let output = OutputLayout { heads, rows, cols, stride, block };
+        let packs = output.packs();
+        let largest = packs.iter().map(|p| p.outputs).max().unwrap_or(1);
+
+        // A coefficient of a product sums all weights of its polynomials: `m` columns of every feature.
+        let terms = output.columns().min(cols) as f64 * spec.inner.iter().sum::<usize>() as f64;
+        let own = NoiseBound::fresh().weighted_sum(terms, operand.max_abs(t) as f64).packed(params, largest);
+        let response = params.check(t, &own)?;
+
+        let mut plan = Self { spec: spec.clone(), inputs, output, packs, response, counts: Counts::default() };
+        plan.counts = plan.count(params).ok_or_else(|| HeError::shape("packing", "the product is too large"))?;
+        Ok(plan)
+    }
+
+    /// The product.
+    pub fn spec(&self) -> &MatmulSpec {
+        &self.spec
+    }
+
+    /// Layouts of the inputs.
+    pub fn inputs(&self) -> &[InputLayout] {
+        &self.inputs
+    }
+
+    /// S.
+    pub fn stride(&self) -> usize {
+        self.output.stride
+    }
+
+    /// K, the block that the client's switching keys must serve.
+    pub fn block(&self) -> usize {
+        self.output.block
+    }
+
+    /// Noise and cut of the response.
+    pub fn response_plan(&self) -> &ResponsePlan {
+        &self.response
+    }
+
+    /// Elements of the result, `[heads][rows][cols]`.
+    pub fn outputs(&self) -> usize {
+        self.spec.heads * self.spec.rows * self.spec.cols
+    }
+
+    /// Exact length of the response on the wire.
+    pub fn response_len(&self) -> usize {
+        self.counts.bytes_down as usize
+    }
+
+    /// The cost in the units of `weights`.
+    pub fn cost(&self, weights: &CostWeights) -> f64 {
+        let c = &self.counts;
+        c.products as f64
+            + c.key_switches as f64 * weights.key_switch
+            + c.ciphertexts_up as f64 * weights.upload
+            + c.ciphertexts_down as f64 * weights.download
+    }
+
+    fn count(&self, params: &ParameterSet) -> Option<Counts> {
+        let limbs = params.limbs() as u64;
+        let blocks: usize = self.inputs.iter().map(InputLayout::blocks).sum();
+        let products = (self.output.groups() as u64).checked_mul(blocks as u64)?;
+        let key_switches = self.packs.iter().map(|p| p.outputs as u64 - 1).sum();
+        let packed: u64 = self.packs.iter().map(|p| p.outputs as u64).sum();
+        let (up, down) =
+            (self.inputs.iter().map(InputLayout::ciphertexts).sum::<usize>() as u64, self.packs.len() as u64);
+        let bytes_up = self.inputs.iter().try_fold(0, |sum, x| Some(sum + x.byte_len(params)? as u64))?;
+        Some(Counts {
+            products,
+            key_switches,
+            // Weights, products back to coefficients, key switches, and per response u forward and two parts back.
+            server_ntts: (products + 2 * packed + 3 * down) * limbs + key_switches * (limbs + 1) * (limbs + 2),
+            client_ntts: up * limbs + down * 2 * self.response.limbs as u64,
+            ciphertexts_up: up,
+            ciphertexts_down: down,
+            bytes_up,
+            bytes_down: Response::byte_len(params, &self.response, self.packs.len(), self.outputs())? as u64,
+        })
+    }
+}
+
+impl Packing for CoefficientPacking {
+    fn name(&self) -> &'static str {
+        "coefficient"
+    }
+
+    fn counts(&self) -> Counts {
+        self.counts
+    }
+}
