@@ -249,7 +249,7 @@ impl Graph {
 }
 
 /// Smallest `b` with `n <= 2^b`.
-fn ceil_log2(n: usize) -> u32 {
+pub(crate) fn ceil_log2(n: usize) -> u32 {
     n.next_power_of_two().trailing_zeros()
 }
 
@@ -639,7 +639,7 @@ impl Builder<'_> {
 }
 
 /// Fraction bits of the pooling weights m/len.
-const POOL_FRAC: u32 = 16;
+pub(crate) const POOL_FRAC: u32 = 16;
 
 /// As soon as possible: a node runs in the first stage after those of its inputs, local nodes before interactive ones.
 fn schedule(nodes: &[Node], edges: usize) -> Vec<Stage> {

@@ -1,9 +1,34 @@
 //! Checkpoint import, tokenizer, fixed-point graph, plaintext oracle and calibration.
 
+mod bounds;
+mod checkpoint;
+mod client;
+mod config;
+mod embedding;
+mod error;
+mod float;
 mod graph;
+mod manifest;
+mod matmul;
+mod oracle;
+mod quantize;
+mod server;
 mod spec;
+mod tensors;
+mod tokenizer;
 
+pub use checkpoint::{Checkpoint, EncoderLayer, HeadLayer, OutputKind};
+pub use client::{ClientModel, Label, Outputs, Prediction};
+pub use config::Config;
+pub use embedding::{EmbeddingBlock, Table, TableType, pool_weights};
+pub use error::ModelError;
 pub use graph::{
     BUCKETS, Edge, EdgeId, Function, Graph, Node, NodeId, Op, PRODUCT_RING_LIMIT, RING_LIMIT, Stage, WeightId,
 };
+pub use manifest::Manifest;
+pub use oracle::{Execution, Inputs, OracleError, Overflow, execute};
+pub use quantize::{ServerWeights, WEIGHT_BITS, WEIGHT_FRAC, WeightMatrix};
+pub use server::{Model, OracleRun, Provenance};
 pub use spec::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling, Precision, SpecError};
+pub use tensors::{Linear, Norm};
+pub use tokenizer::{Encoded, Tokenizer, TokenizerFiles, bucket};

@@ -109,6 +109,23 @@ pub struct LayerSpec {
     pub down_weight_frac: u32,
 }
 
+impl LayerSpec {
+    /// Names and values of the upper magnitudes.
+    pub(crate) fn magnitudes(&mut self) -> [(&'static str, &mut i32); 9] {
+        [
+            ("query_log2", &mut self.query_log2),
+            ("key_log2", &mut self.key_log2),
+            ("value_log2", &mut self.value_log2),
+            ("score_log2", &mut self.score_log2),
+            ("attention_log2", &mut self.attention_log2),
+            ("attention_squares_log2", &mut self.attention_squares_log2),
+            ("up_log2", &mut self.up_log2),
+            ("down_log2", &mut self.down_log2),
+            ("down_squares_log2", &mut self.down_squares_log2),
+        ]
+    }
+}
+
 /// Fraction bits and table sizes that hold for the whole graph.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Precision {
