@@ -1,0 +1,441 @@
+//! Half-gates garbling of many instances of one circuit side by side.
+//!
+//! Zahur, Rosulek, Evans, "Two halves make a whole" (EUROCRYPT 2015): free XOR, point-and-permute, two blocks an AND gate.
+//! The hash is [`CrHash`]'s, under a key that changes with every group of instances and every segment of the circuit, as
+//! "Better concrete security for half-gates garbling" (Guo, Katz, Wang, Weng, Yu, CRYPTO 2020) asks for: see [`GateKey`].
+//!
+//! # Layout
+//! Instances are numbered from 0 within a layer and taken in *groups* of [`GROUP`]; a chunk starts at a multiple of
+//! [`GROUP`]. Labels and packed bits are in the order `[instance][input or output]`. Tables are in the order
+//! `[group][AND gate][generator half, evaluator half][instance of the group]`, 16 bytes each: the tables of consecutive
+//! chunks are one string, however it is cut at groups.
+//!
+//! # Secrecy
+//! The evaluator gets tables, one label an input, nothing else; no decoding bits exist. It returns the colour (bit 0) of
+//! each output label, which the garbler's permute bit, bit 0 of the zero label, masks: that is random because zero labels
+//! are. The code does not branch on labels or bits and looks nothing up by them.
+
+use aes::Aes128Enc;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use rayon::prelude::*;
+use thiserror::Error;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::circuit::Circuit;
+use super::lanes::{GroupLabels, Scratch};
+use crate::mpc::block::{BLOCK_BYTES, Block};
+use crate::mpc::prg::Prg;
+
+#[cfg(any(doc, test))]
+use crate::mpc::prg::CrHash;
+
+/// Instances that are garbled side by side, whose hashes fill the vector units.
+pub const GROUP: usize = 32;
+
+/// Bytes of an AND gate's table.
+pub const GATE_BYTES: usize = 2 * BLOCK_BYTES;
+
+/// Why a chunk cannot be garbled or evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum GarbleError {
+    /// The global offset does not have bit 0 set.
+    #[error("the garbling offset must have bit 0 set")]
+    Delta,
+    /// A chunk starts in the middle of a group.
+    #[error("a chunk starts at instance {first}, which is not a multiple of {GROUP}")]
+    Start {
+        /// Its first instance.
+        first: u64,
+    },
+    /// Labels, bits or tables of the wrong length.
+    #[error("{count} instances take {expected} {what}, not {found}")]
+    Length {
+        /// What is measured, and in which unit.
+        what: &'static str,
+        /// Instances of the chunk.
+        count: usize,
+        /// The right length.
+        expected: usize,
+        /// The length found.
+        found: usize,
+    },
+    /// More instances or gates than can be numbered.
+    #[error("{count} instances of this circuit are more than can be counted")]
+    TooMany {
+        /// Instances of the chunk.
+        count: usize,
+    },
+}
+
+/// Names the hash keys of a chunk of one garbled layer; public.
+///
+/// The key of a group and segment is AES of `(node, segment, group)` under the session's hash seed, and under one key the
+/// tweak numbers gate, half and instance: no (key, tweak) pair comes twice in a session whose layers have different node
+/// numbers, and one key serves at most `4 * 512 * 32 = 2^16` hashes.
+#[derive(Clone, Copy)]
+pub struct GateKey {
+    /// The session's hash seed: fresh for each session, known to both parties, fixed before any input.
+    pub session: Block,
+    /// The layer.
+    pub node: u32,
+    /// Number of the chunk's first instance in the layer, a multiple of [`GROUP`].
+    pub first_instance: u64,
+}
+
+impl GateKey {
+    /// The key of another chunk of the same layer.
+    pub fn at(self, first_instance: u64) -> Self {
+        Self { first_instance, ..self }
+    }
+
+    fn group(self, index: usize) -> u64 {
+        self.first_instance / GROUP as u64 + index as u64
+    }
+
+    /// Input of the key derivation for a group (numbered in the layer) and a segment.
+    fn key_input(self, group: u64, segment: u32) -> Block {
+        Block(u128::from(self.node) << 96 | u128::from(segment) << 64 | u128::from(group))
+    }
+}
+
+/// The part of the tweak that is the same for all instances: AND gate within the segment, half.
+pub(super) fn gate_tweak(gate: u64, half: u64) -> u64 {
+    (gate << 1 | half) << 8
+}
+
+/// Derives the hash keys of a session.
+pub(super) struct KeySchedule {
+    cipher: Aes128Enc,
+    key: GateKey,
+}
+
+impl KeySchedule {
+    fn new(key: GateKey) -> Self {
+        Self { cipher: Aes128Enc::new(&key.session.to_bytes().into()), key }
+    }
+
+    pub(super) fn cipher(&self, group: u64, segment: u32) -> Aes128Enc {
+        let mut key = self.key.key_input(group, segment).to_bytes().into();
+        self.cipher.encrypt_block(&mut key);
+        Aes128Enc::new(&key)
+    }
+}
+
+/// The garbler's secret seed of its own inputs' zero labels, from which they are derived again when they are needed.
+///
+/// The zero label of input `i` of instance `k` of a layer is block `k * inputs + i` of the generator seeded by
+/// AES_seed(node). One seed must serve one session only: two labels of one wire in an evaluator's hands give the inputs
+/// away.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct LabelSeed {
+    seed: Block,
+}
+
+impl LabelSeed {
+    /// From a uniform block.
+    pub fn new(seed: Block) -> Self {
+        Self { seed }
+    }
+
+    /// The generator of a layer.
+    fn layer(&self, node: u32) -> Prg {
+        let mut seed = Prg::new(self.seed).at(u64::from(node)).next_block();
+        let prg = Prg::new(seed);
+        seed.zeroize();
+        prg
+    }
+}
+
+/// What garbling a chunk gives.
+pub struct GarbledChunk {
+    /// For the evaluator.
+    pub tables: Vec<u8>,
+    /// For the garbler: the permute bits of the outputs, packed in the order `[instance][output]`.
+    pub permute: Zeroizing<Vec<u8>>,
+}
+
+/// Bytes of the tables of `count` instances.
+///
+/// # Errors
+/// If that number does not fit.
+pub fn tables_len(circuit: &Circuit, count: usize) -> Result<usize, GarbleError> {
+    product(count, circuit.and_count() * GATE_BYTES)
+}
+
+fn product(count: usize, each: usize) -> Result<usize, GarbleError> {
+    count.checked_mul(each).ok_or(GarbleError::TooMany { count })
+}
+
+fn check(what: &'static str, count: usize, expected: usize, found: usize) -> Result<(), GarbleError> {
+    if expected == found { Ok(()) } else { Err(GarbleError::Length { what, count, expected, found }) }
+}
+
+/// The garbler's side of one chunk.
+pub struct Garbling<'a> {
+    circuit: &'a Circuit,
+    delta: Zeroizing<Block>,
+    key: GateKey,
+    labels: Prg,
+}
+
+impl<'a> Garbling<'a> {
+    /// `delta` is the session's global offset, the same as in the correlated OT of the evaluator's inputs, bit 0 set.
+    ///
+    /// # Errors
+    /// If `delta` has bit 0 clear or the chunk does not start at a group.
+    pub fn new(circuit: &'a Circuit, delta: Block, key: GateKey, labels: &LabelSeed) -> Result<Self, GarbleError> {
+        if !delta.lsb() {
+            return Err(GarbleError::Delta);
+        }
+        check_start(key)?;
+        Ok(Self { circuit, delta: Zeroizing::new(delta), key, labels: labels.layer(key.node) })
+    }
+
+    /// Garbles `count` instances. `evaluator_zero` are the zero labels of the evaluator's inputs, as its correlated OTs
+    /// gave them to the sender. Groups run in parallel on the current rayon pool.
+    ///
+    /// # Errors
+    /// If `evaluator_zero` has the wrong length.
+    pub fn garble_chunk(&self, evaluator_zero: &[Block], count: usize) -> Result<GarbledChunk, GarbleError> {
+        let c = self.circuit;
+        let expected = product(count, c.evaluator_inputs())?;
+        check("zero labels of the evaluator's inputs", count, expected, evaluator_zero.len())?;
+        let mut tables = vec![0; tables_len(c, count)?];
+        let mut permute = Zeroizing::new(vec![0; product(count, c.outputs())?.div_ceil(8)]);
+        let keys = KeySchedule::new(self.key);
+        group_slices(c, &mut tables, &mut permute, count).into_par_iter().for_each_init(
+            || Scratch::new(c),
+            |scratch, (g, width, tables, out)| {
+                let own = self.zero_labels(g, width);
+                let labels = GroupLabels {
+                    garbler: bytemuck::cast_slice(&own),
+                    evaluator: instance_labels(evaluator_zero, c.evaluator_inputs(), g, width),
+                    width,
+                };
+                scratch.garble(c, &keys, self.key.group(g), labels, *self.delta, tables, out);
+            },
+        );
+        Ok(GarbledChunk { tables, permute })
+    }
+
+    /// The labels that stand for the garbler's input bits, packed in the order `[instance][input]`, of `count` instances.
+    ///
+    /// # Errors
+    /// If `bits` has the wrong length.
+    pub fn garbler_labels(&self, bits: &[u8], count: usize) -> Result<Vec<Block>, GarbleError> {
+        let inputs = product(count, self.circuit.garbler_inputs())?;
+        check("bytes of input bits", count, inputs.div_ceil(8), bits.len())?;
+        let mut labels = vec![Block::ZERO; inputs];
+        self.first_label(0).fill_blocks(&mut labels);
+        for (i, label) in labels.iter_mut().enumerate() {
+            *label ^= Block::mask(bits[i / 8] >> (i % 8) & 1 == 1) & *self.delta;
+        }
+        Ok(labels)
+    }
+
+    /// Zero labels of the garbler's inputs of a group.
+    fn zero_labels(&self, group: usize, width: usize) -> Zeroizing<Vec<Block>> {
+        let mut labels = Zeroizing::new(vec![Block::ZERO; width * self.circuit.garbler_inputs()]);
+        self.first_label(group * GROUP).fill_blocks(&mut labels);
+        labels
+    }
+
+    /// The generator of zero labels from an instance of the chunk on.
+    fn first_label(&self, instance: usize) -> Prg {
+        let instance = self.key.first_instance.wrapping_add(instance as u64);
+        self.labels.at(instance.wrapping_mul(self.circuit.garbler_inputs() as u64))
+    }
+}
+
+/// Evaluates `count` garbled instances and returns the colour bits of the outputs, packed in the order
+/// `[instance][output]`.
+///
+/// `key` is the garbler's; labels are one an input. Tables or labels that are not the garbler's give meaningless bits.
+/// Groups run in parallel on the current rayon pool.
+///
+/// # Errors
+/// If the chunk does not start at a group, or the tables or labels have the wrong length.
+pub fn evaluate_chunk(
+    circuit: &Circuit,
+    key: GateKey,
+    tables: &[u8],
+    evaluator_labels: &[Block],
+    garbler_labels: &[Block],
+    count: usize,
+) -> Result<Vec<u8>, GarbleError> {
+    check_start(key)?;
+    let (garbler, evaluator) = (circuit.garbler_inputs(), circuit.evaluator_inputs());
+    check("bytes of tables", count, tables_len(circuit, count)?, tables.len())?;
+    check("labels of the evaluator's inputs", count, product(count, evaluator)?, evaluator_labels.len())?;
+    check("labels of the garbler's inputs", count, product(count, garbler)?, garbler_labels.len())?;
+    let mut colours = vec![0; product(count, circuit.outputs())?.div_ceil(8)];
+    let keys = KeySchedule::new(key);
+    let stride = circuit.and_count() * GATE_BYTES;
+    group_slices(circuit, &mut [], &mut colours, count).into_par_iter().for_each_init(
+        || Scratch::new(circuit),
+        |scratch, (g, width, _, out)| {
+            let tables = &tables[g * GROUP * stride..][..width * stride];
+            let labels = GroupLabels {
+                garbler: instance_labels(garbler_labels, garbler, g, width),
+                evaluator: instance_labels(evaluator_labels, evaluator, g, width),
+                width,
+            };
+            scratch.evaluate(circuit, &keys, key.group(g), labels, tables, out);
+        },
+    );
+    Ok(colours)
+}
+
+fn check_start(key: GateKey) -> Result<(), GarbleError> {
+    if key.first_instance.is_multiple_of(GROUP as u64) {
+        Ok(())
+    } else {
+        Err(GarbleError::Start { first: key.first_instance })
+    }
+}
+
+/// Per group: its index in the chunk, its instances, its tables (as far as `tables` reaches), its packed output bits, which
+/// are whole bytes because a full group has a multiple of 8 instances.
+fn group_slices<'a>(
+    circuit: &Circuit,
+    mut tables: &'a mut [u8],
+    mut packed: &'a mut [u8],
+    count: usize,
+) -> Vec<(usize, usize, &'a mut [u8], &'a mut [u8])> {
+    (0..count.div_ceil(GROUP))
+        .map(|g| {
+            let width = (count - g * GROUP).min(GROUP);
+            let table_bytes = (width * circuit.and_count() * GATE_BYTES).min(tables.len());
+            let packed_bytes = (width * circuit.outputs()).div_ceil(8).min(packed.len());
+            let (head, rest) = std::mem::take(&mut tables).split_at_mut(table_bytes);
+            tables = rest;
+            let (out, rest) = std::mem::take(&mut packed).split_at_mut(packed_bytes);
+            packed = rest;
+            (g, width, head, out)
+        })
+        .collect()
+}
+
+/// Labels of a group's instances as words, low half first.
+fn instance_labels(labels: &[Block], inputs: usize, group: usize, width: usize) -> &[u64] {
+    bytemuck::cast_slice(&labels[group * GROUP * inputs..][..width * inputs])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mpc::garble::circuit::{Bit, CircuitBuilder, Gate, SEGMENT_ANDS};
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_key_and_no_tweak_comes_twice() {
+        let session = Block(9);
+        let mut keys = HashSet::new();
+        for node in [0, 1, 2, 255, 256, u32::MAX] {
+            for first in [0, 32, 64, 1 << 20, 1 << 40] {
+                let key = GateKey { session, node, first_instance: first };
+                for segment in [0, 1, 2, 255, 256, u32::MAX] {
+                    // The next chunk starts where this one ends.
+                    assert!(keys.insert(key.key_input(key.group(0), segment).0));
+                    assert!(
+                        key.key_input(key.group(1), segment) == key.at(first + 32).key_input(first / 32 + 1, segment)
+                    );
+                }
+            }
+        }
+        let mut tweaks = HashSet::new();
+        for gate in 0..SEGMENT_ANDS as u64 {
+            for half in 0..2 {
+                for lane in 0..GROUP as u64 {
+                    assert!(tweaks.insert(gate_tweak(gate, half) | lane));
+                }
+            }
+        }
+        // Two hashes (a label and its partner) for each tweak at the garbler.
+        assert!(2 * tweaks.len() <= 1 << 16);
+    }
+
+    /// One instance by the book: every hash by [`CrHash`], one gate after another.
+    fn naive(
+        c: &Circuit,
+        delta: Block,
+        key: GateKey,
+        instance: u64,
+        zero: &[Block],
+        lane: u64,
+    ) -> (Vec<[Block; 2]>, Vec<bool>) {
+        let mut slots = vec![Block::ZERO; c.slots()];
+        let (mut tables, mut permute) = (Vec::new(), vec![false; c.outputs()]);
+        for (segment, range) in c.segments().iter().enumerate() {
+            let seed = key.key_input(instance / GROUP as u64, segment as u32);
+            let mut hash_key = seed.to_bytes().into();
+            Aes128Enc::new(&key.session.to_bytes().into()).encrypt_block(&mut hash_key);
+            let hash = CrHash::new(Block::from_bytes(hash_key.into()));
+            let mut number = 0;
+            for gate in &c.gates()[range.clone()] {
+                match *gate {
+                    Gate::Load { out, input } => slots[out as usize] = zero[input as usize],
+                    Gate::Xor { out, a, b } => slots[out as usize] = slots[a as usize] ^ slots[b as usize],
+                    Gate::And { out, a, b, invert_a, invert_b } => {
+                        let a0 = slots[a as usize] ^ (Block::mask(invert_a) & delta);
+                        let b0 = slots[b as usize] ^ (Block::mask(invert_b) & delta);
+                        let (t0, t1) = (number << 9 | lane, number << 9 | 256 | lane);
+                        number += 1;
+                        let (pa, pb) = (Block::mask(a0.lsb()), Block::mask(b0.lsb()));
+                        let g = hash.hash(a0, t0) ^ hash.hash(a0 ^ delta, t0) ^ (pb & delta);
+                        let e = hash.hash(b0, t1) ^ hash.hash(b0 ^ delta, t1) ^ a0;
+                        tables.push([g, e]);
+                        slots[out as usize] = hash.hash(a0, t0) ^ (pa & g) ^ hash.hash(b0, t1) ^ (pb & (e ^ a0));
+                    }
+                    Gate::Output { index, a, invert } => permute[index as usize] = slots[a as usize].lsb() ^ invert,
+                }
+            }
+        }
+        (tables, permute)
+    }
+
+    #[test]
+    fn the_vector_code_follows_the_book() {
+        // A chain with negations, constants and more than one segment.
+        let mut b = CircuitBuilder::new();
+        let (x, y) = (b.garbler_inputs(40), b.evaluator_inputs(30));
+        let mut acc = !x[0];
+        let mut outputs = vec![Bit::TRUE, Bit::FALSE, !y[3]];
+        for i in 0..SEGMENT_ANDS + 40 {
+            let (p, q) = (x[i % 40], y[i * 7 % 30]);
+            let t = b.xor(acc, if i % 3 == 0 { !q } else { q });
+            acc = b.and(t, if i % 5 == 0 { !p } else { p });
+            acc = b.xor(acc, !q);
+            outputs.extend((i % 50 == 0).then_some(acc));
+        }
+        let c = b.finish(&outputs);
+        assert_eq!(c.segments().len(), 2);
+        let (delta, labels) = (Block(0xdead_beef << 90 | 0x1357_9bdf), LabelSeed::new(Block(3)));
+        let key = GateKey { session: Block(17), node: 5, first_instance: 96 };
+        for count in [1usize, 8, 13, 32, 45] {
+            let mut evaluator_zero = vec![Block::ZERO; count * 30];
+            Prg::new(Block(4)).fill_blocks(&mut evaluator_zero);
+            let garbling = Garbling::new(&c, delta, key, &labels).unwrap();
+            let zero = garbling.garbler_labels(&vec![0; count * 5], count).unwrap();
+            let chunk = garbling.garble_chunk(&evaluator_zero, count).unwrap();
+            assert_eq!(chunk.tables.len(), tables_len(&c, count).unwrap());
+            for i in 0..count {
+                let inputs = [&zero[i * 40..][..40], &evaluator_zero[i * 30..][..30]].concat();
+                let (lane, group, width) = (i % GROUP, i / GROUP, GROUP.min(count - i / GROUP * GROUP));
+                let (tables, permute) = naive(&c, delta, key, 96 + i as u64, &inputs, lane as u64);
+                for (n, gate) in tables.iter().enumerate() {
+                    for half in 0..2 {
+                        let at = (group * GROUP * c.and_count() + n * width) * GATE_BYTES
+                            + (half * width + lane) * BLOCK_BYTES;
+                        assert!(chunk.tables[at..at + BLOCK_BYTES] == gate[half].to_bytes(), "{count} {i} {n} {half}");
+                    }
+                }
+                for (o, p) in permute.iter().enumerate() {
+                    let at = i * c.outputs() + o;
+                    assert_eq!(chunk.permute[at / 8] >> (at % 8) & 1 == 1, *p, "{count} {i} {o}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! Every gadget against the integer functions, in the clear and garbled, and the number of its AND gates.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not recognise outside test functions")]
+
+use heliostat::arith::ShareModulus;
+use heliostat::arith::fixed::{Activation, ActivationTable, ExpTable, PowerTable, RowPower, TanhTable, round_shift};
+use heliostat::mpc::block::Block;
+use heliostat::mpc::garble::half_gates::{GarbleError, Garbling, GateKey, LabelSeed, evaluate_chunk};
+use heliostat::mpc::garble::{Circuit, Gadget};
+use heliostat::mpc::prg::Prg;
+use proptest::prelude::*;
+
+/// A small generator (splitmix64): the tests need spread, not secrecy.
+struct Spread(u64);
+
+impl Spread {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// In `lo..=hi`.
+    fn within(&mut self, lo: i128, hi: i128) -> i128 {
+        lo + (u128::from(self.next()) % (hi - lo + 1) as u128) as i128
+    }
+}
+
+fn ring(bits: u32) -> ShareModulus {
+    ShareModulus::pow2(bits).unwrap()
+}
+
+fn residue(t: ShareModulus, x: i128) -> u64 {
+    t.reduce(x as u64)
+}
+
+/// The inputs of a gadget: shares of `xs` by random masks, and random output masks.
+struct Shared {
+    garbler: Vec<u64>,
+    evaluator: Vec<u64>,
+    masks: Vec<u64>,
+}
+
+impl Shared {
+    fn new(g: &Gadget, xs: &[i128], rng: &mut Spread) -> Self {
+        let edge = |rng: &mut Spread| match rng.next() % 8 {
+            0 => 0,
+            1 => u64::MAX,
+            _ => rng.next(),
+        };
+        let evaluator: Vec<u64> = xs.iter().map(|_| g.ring_in().reduce(edge(rng))).collect();
+        let masks = xs.iter().map(|_| g.ring_out().reduce(edge(rng))).collect();
+        let garbler = xs.iter().zip(&evaluator).map(|(&x, &e)| g.ring_in().sub(residue(g.ring_in(), x), e)).collect();
+        Self { garbler, evaluator, masks }
+    }
+}
+
+/// Words of 64 instances from packed bits of whole instances.
+fn transpose(packed: &[u8], bits: usize, first: usize, count: usize) -> Vec<u64> {
+    (0..bits)
+        .map(|b| {
+            (0..count).fold(0, |acc, i| {
+                let at = (first + i) * bits + b;
+                acc | u64::from(packed[at / 8] >> (at % 8) & 1) << i
+            })
+        })
+        .collect()
+}
+
+/// Evaluates in the clear and compares with `f` on whole instances.
+fn check(g: &Gadget, xs: &[i128], rng: &mut Spread, f: impl Fn(&[i128]) -> Vec<i128>) {
+    let cols = g.cols();
+    let count = xs.len() / cols;
+    let s = Shared::new(g, xs, rng);
+    let (garbler, evaluator) = (g.garbler_bits(&s.garbler).unwrap(), g.evaluator_bits(&s.evaluator, &s.masks).unwrap());
+    let c = g.circuit();
+    let width = g.ring_out().bits() as usize;
+    for first in (0..count).step_by(64) {
+        let some = (count - first).min(64);
+        let out = c
+            .eval64(
+                &transpose(&garbler, c.garbler_inputs(), first, some),
+                &transpose(&evaluator, c.evaluator_inputs(), first, some),
+            )
+            .unwrap();
+        for i in 0..some {
+            let at = (first + i) * cols..(first + i + 1) * cols;
+            let expected = f(&xs[at.clone()]);
+            for j in 0..cols {
+                let y = (0..width).fold(0, |acc, b| acc | (out[j * width + b] >> i & 1) << b);
+                let y = g.ring_out().add(y, s.masks[at.start + j]);
+                assert_eq!(y, residue(g.ring_out(), expected[j]), "x = {:?}, element {j}", &xs[at.clone()]);
+            }
+        }
+    }
+}
+
+/// Values of the signed ring, without those that the rounding offset carries over its end: ends, zero, around multiples
+/// of `2^cell` and random ones of all magnitudes.
+fn inputs(g: &Gadget, cell: u32, rng: &mut Spread) -> Vec<i128> {
+    let bits = g.ring_in().bits();
+    let (lo, hi) = (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1 - g.garbler_offset() as i128);
+    let mut xs = vec![0, -1, 1, lo, lo + 1, hi, hi - 1, hi / 2, lo / 2];
+    for k in -130..=130i128 {
+        for d in -1..=1 {
+            xs.push(k * (1 << cell) + d);
+            xs.push(k * (1 << cell) + d - g.garbler_offset() as i128);
+        }
+    }
+    for _ in 0..2000 {
+        let low = rng.next() % u64::from(bits);
+        xs.push(rng.within(lo, hi) >> low);
+    }
+    for _ in 0..2000 {
+        xs.push(rng.within(lo, hi));
+    }
+    xs.retain(|&x| (lo..=hi).contains(&x));
+    xs
+}
+
+fn truncation(ring_in: u32, shift: u32, ring_out: u32) -> Gadget {
+    Gadget::truncate(ring(ring_in), shift, ring(ring_out)).unwrap()
+}
+
+fn activation(f: &ActivationTable, ring_in: u32, ring_out: u32) -> Gadget {
+    Gadget::activation(f, &f.table(), ring(ring_in), ring(ring_out)).unwrap()
+}
+
+fn gelu(in_frac: u32, out_frac: u32, table_bits: u32) -> ActivationTable {
+    ActivationTable { activation: Activation::Gelu, in_frac, out_frac, range_log2: 2, table_bits }
+}
+
+fn power(
+    power: RowPower,
+    numerator: f64,
+    fracs: (u32, u32),
+    min: u32,
+    max: u32,
+    table_bits: u32,
+    rings: (u32, u32),
+) -> (PowerTable, Vec<Vec<u64>>, Gadget) {
+    let f = PowerTable::new(power, numerator, fracs.0, fracs.1, min, max, table_bits, table_bits + 3).unwrap();
+    let t = f.tables(numerator, fracs.0, fracs.1);
+    let g = Gadget::power(&f, &t, ring(rings.0), ring(rings.1)).unwrap();
+    (f, t, g)
+}
+
+/// Communication and time are proportional to these numbers: a change must be meant.
+#[test]
+fn and_counts() {
+    let pin = |name: &str, g: &Gadget, expected: usize| assert_eq!(g.circuit().and_count(), expected, "{name}");
+    pin("truncate 32 -> 32", &truncation(32, 12, 32), 31 + 31);
+    pin("truncate 32 -> 32, none dropped", &truncation(32, 0, 32), 31 + 31);
+    pin("truncate 48 -> 32", &truncation(48, 24, 32), 47 + 31);
+    pin("truncate 32 -> 48", &truncation(32, 12, 48), 31 + 47);
+    // Only 28 bits of the sum are needed.
+    pin("truncate 48 -> 20", &truncation(48, 8, 20), 27 + 19);
+    let relu =
+        |in_frac| ActivationTable { activation: Activation::Relu, in_frac, out_frac: 12, range_log2: 2, table_bits: 7 };
+    pin("ReLU 32 -> 32", &activation(&relu(12), 32, 32), 31 + 31 + 31);
+    pin("ReLU 32 -> 32, 12 dropped", &activation(&relu(24), 32, 32), 31 + 19 + 31);
+    // Shares, sign, range, table, subtraction of the table, mask. Equal neighbours thin the table out at its end.
+    pin("GELU 32 -> 32, 6-bit table", &activation(&gelu(24, 12, 6), 32, 32), 31 + 19 + 4 + 59 + 14 + 31);
+    pin("GELU 32 -> 32, 7-bit table", &activation(&gelu(24, 12, 7), 32, 32), 31 + 19 + 4 + 116 + 14 + 31);
+    pin("GELU 32 -> 32, 8-bit table", &activation(&gelu(24, 12, 8), 32, 32), 31 + 19 + 4 + 217 + 14 + 31);
+    pin("GELU 32 -> 32, none dropped", &activation(&gelu(12, 12, 7), 32, 32), 239);
+    // Shares 29, distance 16, table 120, range 8, shifter 52, mask 39; two times 17 a comparison.
+    for (cols, expected) in [(32, 32 * 264 + 31 * 34), (128, 128 * 264 + 127 * 34)] {
+        let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
+        pin("exp", &Gadget::exp_row(&f, &f.table(), cols, ring(30), ring(40)).unwrap(), expected);
+    }
+    pin("reciprocal", &power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40)).2, 643);
+    pin("inverse root", &power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45)).2, 784);
+    let f = TanhTable { in_frac: 24, out_frac: 12, range_log2: 2, table_bits: 9 };
+    pin("tanh 32 -> 32", &Gadget::tanh(&f, &f.table(), ring(32), ring(32)).unwrap(), 484);
+}
+
+#[test]
+fn truncation_in_the_clear() {
+    let mut rng = Spread(1);
+    for (a, s, b) in [
+        (32, 12, 32),
+        (32, 0, 32),
+        (48, 24, 32),
+        (32, 31, 64),
+        (64, 63, 64),
+        (64, 12, 64),
+        (48, 8, 20),
+        (1, 0, 1),
+        (2, 1, 1),
+    ] {
+        let g = truncation(a, s, b);
+        let xs = inputs(&g, s, &mut rng);
+        check(&g, &xs, &mut rng, |x| vec![round_shift(x[0], s)]);
+    }
+}
+
+#[test]
+fn activations_in_the_clear() {
+    let mut rng = Spread(2);
+    for f in [gelu(24, 12, 7), gelu(24, 12, 6), gelu(20, 12, 8), gelu(12, 12, 7), gelu(5, 5, 7), gelu(24, 3, 5)] {
+        for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            let f = ActivationTable { activation: kind, ..f.clone() };
+            let table = f.table();
+            for (a, b) in [(32, 32), (40, 32), (28, 45), (26, 9), (64, 64)] {
+                let g = activation(&f, a, b);
+                let xs = inputs(&g, f.index_shift(), &mut rng);
+                check(&g, &xs, &mut rng, |x| vec![f.eval(&table, x[0])]);
+            }
+        }
+    }
+}
+
+#[test]
+fn exp_rows_in_the_clear() {
+    let mut rng = Spread(3);
+    for (in_frac, frac_bits, out_frac, a, b) in [
+        (20, 7, 12, 30, 40),
+        (20, 7, 12, 28, 40),
+        (18, 6, 11, 36, 32),
+        (8, 8, 15, 14, 20),
+        (10, 4, 7, 32, 8),
+        (9, 7, 12, 8, 20),
+        (7, 7, 0, 12, 3),
+    ] {
+        let f = ExpTable { in_frac, frac_bits, out_frac };
+        let table = f.table();
+        for cols in [1usize, 2, 3, 8, 13] {
+            let g = Gadget::exp_row(&f, &table, cols, ring(a), ring(b)).unwrap();
+            let (lo, hi) = (-(1i128 << (a - 1)), (1i128 << (a - 1)) - 1 - g.garbler_offset() as i128);
+            let mut xs = Vec::new();
+            for row in 0..512 {
+                // Equal scores, close ones, ones that differ in the range of the shifter, any; and masked columns.
+                let centre = rng.within(lo, hi);
+                let spread = match row % 5 {
+                    0 => 0,
+                    1 => 1 << f.shift(),
+                    2 => 3 << in_frac,
+                    3 => 20 << in_frac,
+                    _ => hi,
+                };
+                for j in 0..cols {
+                    let x = centre + rng.within(-spread, spread);
+                    xs.push(if row % 3 == 0 && j > cols / 2 { lo } else { x.clamp(lo, hi) });
+                }
+            }
+            check(&g, &xs, &mut rng, |x| f.eval_row(&table, x));
+        }
+    }
+}
+
+#[test]
+fn powers_in_the_clear() {
+    let mut rng = Spread(4);
+    for (f, t, g) in [
+        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40)),
+        power(RowPower::Reciprocal, 1.0, (12, 20), 12, 21, 10, (22, 32)),
+        power(RowPower::Reciprocal, 3.5, (8, 12), 5, 5, 6, (16, 20)),
+        power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45)),
+        power(RowPower::InverseSqrt, 384f64.sqrt(), (24, 14), 4, 47, 10, (48, 24)),
+        power(RowPower::InverseSqrt, 1.0, (10, 12), 0, 12, 9, (20, 20)),
+        power(RowPower::InverseSqrt, 1.0, (0, 40), 0, 63, 8, (64, 64)),
+        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (14, 40)),
+    ] {
+        let bits = g.ring_in().bits();
+        let full = (1i128 << bits) - 1;
+        let mut xs = vec![0, 1, full, full - 1];
+        for k in 0..bits {
+            for d in -1..=1 {
+                xs.push(((1i128 << k) + d) & full);
+                xs.push(((3i128 << k) + d) & full);
+            }
+            for _ in 0..60 {
+                xs.push((rng.within(0, full) >> k) & full);
+            }
+        }
+        check(&g, &xs, &mut rng, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
+    }
+}
+
+#[test]
+fn tanh_in_the_clear() {
+    let mut rng = Spread(5);
+    for (in_frac, out_frac, range_log2, table_bits, a, b) in
+        [(24, 12, 2, 9, 32, 32), (20, 12, 2, 10, 44, 20), (24, 12, 2, 9, 20, 13), (6, 3, 2, 8, 64, 64)]
+    {
+        let f = TanhTable { in_frac, out_frac, range_log2, table_bits };
+        let table = f.table();
+        let g = Gadget::tanh(&f, &table, ring(a), ring(b)).unwrap();
+        let xs = inputs(&g, f.index_shift(), &mut rng);
+        check(&g, &xs, &mut rng, |x| vec![f.eval(&table, x[0])]);
+    }
+}
+
+/// Garbles and evaluates through half-gates; returns the new shares of both parties' sum.
+fn garbled(g: &Gadget, xs: &[i128], seed: u64) -> Vec<u64> {
+    let mut rng = Spread(seed);
+    let count = xs.len() / g.cols();
+    let s = Shared::new(g, xs, &mut rng);
+    let session = Session::new(&mut rng);
+    let (evaluator_zero, evaluator_labels) =
+        session.transfer(g.circuit(), &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+    let garbling = Garbling::new(g.circuit(), session.delta, session.key, &session.labels).unwrap();
+    let chunk = garbling.garble_chunk(&evaluator_zero, count).unwrap();
+    assert_eq!(chunk.tables.len(), g.circuit().and_count() * 32 * count);
+    let garbler_labels = garbling.garbler_labels(&g.garbler_bits(&s.garbler).unwrap(), count).unwrap();
+    let colours =
+        evaluate_chunk(g.circuit(), session.key, &chunk.tables, &evaluator_labels, &garbler_labels, count).unwrap();
+    let new = g.output_shares(&colours, &chunk.permute, count).unwrap();
+    new.iter().zip(&s.masks).map(|(&x, &m)| g.ring_out().add(x, m)).collect()
+}
+
+/// What a protocol would have agreed on before.
+struct Session {
+    delta: Block,
+    key: GateKey,
+    labels: LabelSeed,
+    transfers: Block,
+}
+
+impl Session {
+    fn new(rng: &mut Spread) -> Self {
+        let mut block = || Block(u128::from(rng.next()) << 64 | u128::from(rng.next()));
+        Self {
+            delta: block().with_lsb_set(),
+            key: GateKey { session: block(), node: 7, first_instance: 64 },
+            labels: LabelSeed::new(block()),
+            transfers: block(),
+        }
+    }
+
+    /// Stands for correlated OT: zero labels, and the labels of packed bits.
+    fn transfer(&self, c: &Circuit, bits: &[u8], count: usize) -> (Vec<Block>, Vec<Block>) {
+        let mut zero = vec![Block::ZERO; count * c.evaluator_inputs()];
+        Prg::new(self.transfers).fill_blocks(&mut zero);
+        let label = |(i, z): (usize, &Block)| *z ^ (Block::mask(bits[i / 8] >> (i % 8) & 1 == 1) & self.delta);
+        let labels = zero.iter().enumerate().map(label).collect();
+        (zero, labels)
+    }
+}
+
+fn check_garbled(g: &Gadget, xs: &[i128], seed: u64, f: impl Fn(&[i128]) -> Vec<i128>) {
+    let expected: Vec<u64> = xs.chunks(g.cols()).flat_map(f).map(|y| residue(g.ring_out(), y)).collect();
+    assert!(garbled(g, xs, seed) == expected);
+}
+
+#[test]
+fn gadgets_through_half_gates() {
+    let mut rng = Spread(11);
+    // Full groups, partial ones, narrow ones.
+    for count in [1usize, 3, 8, 9, 31, 32, 33, 70, 100] {
+        let g = truncation(32, 12, 40);
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 31), (1 << 31) - 5000)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![round_shift(x[0], 12)]);
+        let f = gelu(24, 12, 7);
+        let table = f.table();
+        let g = activation(&f, 32, 32);
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 31), (1 << 31) - 5000) >> (rng.next() % 8)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(&table, x[0])]);
+        let f = TanhTable { in_frac: 20, out_frac: 12, range_log2: 2, table_bits: 9 };
+        let table = f.table();
+        let g = Gadget::tanh(&f, &table, ring(30), ring(21)).unwrap();
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 29), (1 << 29) - 1) >> (rng.next() % 10)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(&table, x[0])]);
+        let (f, t, g) = power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45));
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(0, (1 << 45) - 1) >> (rng.next() % 46)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
+        let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
+        let table = f.table();
+        // Over 512 AND gates: several segments.
+        let g = Gadget::exp_row(&f, &table, 5, ring(30), ring(40)).unwrap();
+        let xs: Vec<i128> =
+            (0..5 * count).map(|_| rng.within(-(1 << 29), (1 << 29) - 5000) >> (rng.next() % 8)).collect();
+        check_garbled(&g, &xs, count as u64, |x| f.eval_row(&table, x));
+    }
+}
+
+#[test]
+fn chunks_may_be_cut_at_groups() {
+    let mut rng = Spread(12);
+    let g = truncation(20, 5, 13);
+    let (c, count) = (g.circuit(), 100);
+    let session = Session::new(&mut rng);
+    let xs: Vec<i128> = (0..count as i128).map(|i| 37 * i - 1500).collect();
+    let s = Shared::new(&g, &xs, &mut rng);
+    let bits = g.garbler_bits(&s.garbler).unwrap();
+    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+    let garbling = |first| Garbling::new(c, session.delta, session.key.at(first), &session.labels).unwrap();
+    let whole = garbling(64).garble_chunk(&zero, count).unwrap();
+    let own = garbling(64).garbler_labels(&bits, count).unwrap();
+    let colours = evaluate_chunk(c, session.key, &whole.tables, &active, &own, count).unwrap();
+    let (mut tables, mut permute, mut found) = (Vec::new(), Vec::new(), Vec::new());
+    for (first, some) in [(0, 32), (32, 64), (96, 4)] {
+        let inputs = |each: usize| first * each..(first + some) * each;
+        let part = garbling(64 + first as u64);
+        let chunk = part.garble_chunk(&zero[inputs(c.evaluator_inputs())], some).unwrap();
+        // A multiple of 8 instances begins at a byte.
+        let part_bits = &bits[first * 20 / 8..(first + some) * 20 / 8];
+        let labels = part.garbler_labels(part_bits, some).unwrap();
+        assert!(labels == own[inputs(c.garbler_inputs())]);
+        let table_range = inputs(c.and_count() * 32);
+        let active = &active[inputs(c.evaluator_inputs())];
+        let key = session.key.at(64 + first as u64);
+        found.extend(evaluate_chunk(c, key, &whole.tables[table_range], active, &labels, some).unwrap());
+        tables.extend(chunk.tables);
+        permute.extend_from_slice(&chunk.permute);
+    }
+    assert!(tables == whole.tables && permute == *whole.permute && found == colours);
+}
+
+#[test]
+fn labels_follow_free_xor() {
+    let mut rng = Spread(13);
+    let g = truncation(16, 3, 16);
+    let session = Session::new(&mut rng);
+    let garbling = |key| Garbling::new(g.circuit(), session.delta, key, &session.labels).unwrap();
+    let count = 40;
+    let bits: Vec<u8> = (0..count * 2).map(|_| rng.next() as u8).collect();
+    let zero = garbling(session.key).garbler_labels(&vec![0; bits.len()], count).unwrap();
+    let labels = garbling(session.key).garbler_labels(&bits, count).unwrap();
+    for (i, (l, z)) in labels.iter().zip(&zero).enumerate() {
+        assert!(*l ^ *z == if bits[i / 8] >> (i % 8) & 1 == 1 { session.delta } else { Block::ZERO });
+    }
+    // Derived again, they are the same; another layer, instance or seed has others.
+    assert!(garbling(session.key).garbler_labels(&bits, count).unwrap() == labels);
+    let other = [
+        garbling(GateKey { node: 8, ..session.key }).garbler_labels(&bits, count).unwrap(),
+        garbling(session.key.at(128)).garbler_labels(&bits, count).unwrap(),
+        Garbling::new(g.circuit(), session.delta, session.key, &LabelSeed::new(Block(5)))
+            .unwrap()
+            .garbler_labels(&bits, count)
+            .unwrap(),
+    ];
+    assert!(other.iter().all(|o| o.iter().zip(&labels).all(|(a, b)| a != b)));
+    // Permute bits are those of random labels: neither constant nor the same for different zero labels.
+    let ones: u32 = zero.iter().map(|z| u32::from(z.lsb())).sum();
+    assert!((zero.len() as u32 / 3..zero.len() as u32 * 2 / 3).contains(&ones));
+}
+
+#[test]
+fn wrong_bytes_change_outputs_and_wrong_lengths_are_errors() {
+    let mut rng = Spread(14);
+    let g = truncation(24, 8, 24);
+    let (c, count) = (g.circuit(), 33);
+    let session = Session::new(&mut rng);
+    let xs: Vec<i128> = (0..count as i128).map(|i| 1000 * i).collect();
+    let s = Shared::new(&g, &xs, &mut rng);
+    let bits = g.garbler_bits(&s.garbler).unwrap();
+    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+    let garbling = Garbling::new(c, session.delta, session.key, &session.labels).unwrap();
+    let chunk = garbling.garble_chunk(&zero, count).unwrap();
+    let own = garbling.garbler_labels(&bits, count).unwrap();
+    let run = |tables: &[u8], key| evaluate_chunk(c, key, tables, &active, &own, count).unwrap();
+    let right = run(&chunk.tables, session.key);
+    let mut changed = 0;
+    for at in (0..chunk.tables.len()).step_by(97) {
+        let mut tables = chunk.tables.clone();
+        tables[at] ^= 0x10;
+        changed += usize::from(run(&tables, session.key) != right);
+    }
+    // A table's half takes part only if the colour says so.
+    let tried = chunk.tables.len().div_ceil(97);
+    assert!(changed > tried / 3 && changed < tried, "{changed} of {tried}");
+    assert!(run(&vec![0; chunk.tables.len()], session.key) != right);
+    assert!(run(&chunk.tables, GateKey { node: 1, ..session.key }) != right);
+    assert!(run(&chunk.tables, session.key.at(0)) != right);
+
+    let short = |x: usize| x - 1;
+    let tables = &chunk.tables;
+    let evaluate = |t: &[u8], e: &[Block], o: &[Block], n| evaluate_chunk(c, session.key, t, e, o, n);
+    assert!(matches!(evaluate(&tables[1..], &active, &own, count), Err(GarbleError::Length { .. })));
+    assert!(matches!(evaluate(tables, &active[1..], &own, count), Err(GarbleError::Length { .. })));
+    assert!(matches!(evaluate(tables, &active, &own[..short(own.len())], count), Err(GarbleError::Length { .. })));
+    assert!(matches!(evaluate(tables, &active, &own, count + 1), Err(GarbleError::Length { .. })));
+    assert!(matches!(evaluate(tables, &active, &own, usize::MAX), Err(GarbleError::TooMany { .. })));
+    assert!(evaluate(&[], &[], &[], 0).unwrap().is_empty());
+    assert!(matches!(
+        evaluate_chunk(c, session.key.at(33), tables, &active, &own, count),
+        Err(GarbleError::Start { first: 33 })
+    ));
+    assert!(garbling.garble_chunk(&zero[1..], count).is_err() && garbling.garble_chunk(&zero, usize::MAX).is_err());
+    assert!(garbling.garbler_labels(&bits[1..], count).is_err());
+    let even = Block(session.delta.0 & !1);
+    assert!(matches!(Garbling::new(c, even, session.key, &session.labels), Err(GarbleError::Delta)));
+    assert!(g.output_shares(&right[1..], &chunk.permute, count).is_err());
+    assert!(g.evaluator_bits(&s.evaluator, &s.masks[1..]).is_err());
+}
+
+#[test]
+fn parameters_out_of_range_are_refused() {
+    assert!(Gadget::truncate(ring(32), 32, ring(32)).is_err());
+    assert!(Gadget::truncate(ShareModulus::PowerOfTwo(65), 1, ring(32)).is_err());
+    assert!(Gadget::truncate(ring(32), 1, ShareModulus::PowerOfTwo(0)).is_err());
+    let f = gelu(24, 12, 7);
+    let with = |f: &ActivationTable, entries: &[u64]| Gadget::activation(f, entries, ring(32), ring(32)).is_err();
+    assert!(with(&f, &f.table()[1..]) && with(&f, &[]));
+    assert!(with(&ActivationTable { out_frac: 25, ..f.clone() }, &f.table()));
+    assert!(with(&ActivationTable { table_bits: 40, ..f.clone() }, &f.table()));
+    assert!(with(&ActivationTable { in_frac: 3, out_frac: 3, table_bits: 6, ..f.clone() }, &f.table()));
+    let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
+    assert!(Gadget::exp_row(&f, &f.table(), 0, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, &f.table(), 5000, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, &f.table(), 4, ring(13), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, &[1; 3], 4, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, &[5000; 128], 4, ring(30), ring(30)).is_err());
+    let (p, t, _) = power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40));
+    let with = |p: &PowerTable, t: &[Vec<u64>]| Gadget::power(p, t, ring(40), ring(40)).is_err();
+    assert!(with(&p, &[]) && with(&p, &[vec![1; 3]]) && with(&p, &[vec![u64::MAX; 512]]));
+    assert!(with(&PowerTable { max_log2: 64, ..p.clone() }, &t) && with(&PowerTable { min_log2: 20, ..p.clone() }, &t));
+    assert!(with(&PowerTable { power: RowPower::InverseSqrt, ..p.clone() }, &t));
+    let f = TanhTable { in_frac: 24, out_frac: 12, range_log2: 2, table_bits: 9 };
+    assert!(Gadget::tanh(&f, &[0; 3], ring(32), ring(32)).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn random_rings(
+        a in 8u32..=64, b in 1u32..=64, s in 0u32..64, out_frac in 1u32..16, table_bits in 1u32..8, seed: u64,
+        count in 1usize..40, cols in 1usize..6,
+    ) {
+        let mut rng = Spread(seed);
+        let s = s % (a - 1);
+        let g = truncation(a, s, b);
+        let (lo, hi) = (-(1i128 << (a - 1)), (1i128 << (a - 1)) - 1 - g.garbler_offset() as i128);
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(lo, hi) >> (rng.next() % u64::from(a))).collect();
+        check(&g, &xs, &mut rng, |x| vec![round_shift(x[0], s)]);
+        check_garbled(&g, &xs, seed, |x| vec![round_shift(x[0], s)]);
+
+        let in_frac = (out_frac + s).min(50);
+        for kind in [Activation::Gelu, Activation::Relu] {
+            let f = ActivationTable { activation: kind, in_frac, out_frac, range_log2: 2, table_bits };
+            if f.table_bits > in_frac + 2 || f.shift() >= a { continue }
+            let t = f.table();
+            let g = activation(&f, a, b);
+            let xs: Vec<i128> = xs.iter().map(|&x| x.min(hi)).filter(|&x| x + (g.garbler_offset() as i128) < 1 << (a - 1)).collect();
+            check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
+            check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
+        }
+
+        let f = ExpTable { in_frac: s + table_bits, frac_bits: table_bits, out_frac };
+        let t = f.table();
+        let g = Gadget::exp_row(&f, &t, cols, ring(a), ring(b)).unwrap();
+        let xs: Vec<i128> = (0..cols * count).map(|_| rng.within(lo, hi) >> (rng.next() % u64::from(a))).collect();
+        check(&g, &xs, &mut rng, |x| f.eval_row(&t, x));
+        check_garbled(&g, &xs, seed, |x| f.eval_row(&t, x));
+
+        let (min, max) = (s.min(a - 1), (s + out_frac).min(a - 1));
+        for kind in [RowPower::Reciprocal, RowPower::InverseSqrt] {
+            let Some(f) = PowerTable::new(kind, 1.0, s, 12, min, max, table_bits, table_bits + 3) else { continue };
+            let t = f.tables(1.0, s, 12);
+            let g = Gadget::power(&f, &t, ring(a), ring(b)).unwrap();
+            let xs: Vec<i128> = (0..count).map(|_| rng.within(0, (1 << a) - 1) >> (rng.next() % u64::from(a))).collect();
+            check(&g, &xs, &mut rng, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
+            check_garbled(&g, &xs, seed, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
+        }
+
+        let f = TanhTable { in_frac, out_frac, range_log2: 2, table_bits };
+        if table_bits <= in_frac + 2 {
+            let t = f.table();
+            let g = Gadget::tanh(&f, &t, ring(a), ring(b)).unwrap();
+            check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
+            check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
+        }
+    }
+}
