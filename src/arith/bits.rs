@@ -171,7 +171,7 @@ impl<'a> BitWriter<'a> {
     }
 
     /// Appends the low `bits` bits of every value, `bits <= 64`; nothing for a wider or zero width.
-    #[inline]
+    #[inline(always)]
     pub fn push<T: Copy + Into<u64>>(&mut self, values: &[T], bits: u32) {
         if bits == 0 || bits > 64 {
             return;

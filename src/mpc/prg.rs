@@ -82,7 +82,10 @@ impl Prg {
 /// The circular correlation-robust tweakable hash
 /// `H(x, tweak) = pi(sigma(x) ^ tweak) ^ sigma(x) ^ tweak`, `sigma(hi || lo) = (hi ^ lo) || hi`,
 /// where `pi` is AES-128 under a public key (Guo, Katz, Wang, Yu, "Efficient and secure multiparty computation from
-/// fixed-key block ciphers", S&P 2020, section 7.3).
+/// fixed-key block ciphers", S&P 2020).
+///
+/// One permutation call carries the tweak only as long as nobody can choose `x`, or `sigma(x) ^ tweak` could be made to
+/// collide. That holds for what is hashed here: labels and OT outputs of semi-honest parties are pseudorandom.
 ///
 /// Under one key the advantage of an adversary grows with the number of hashes made under that key, over all sessions
 /// that share it (Guo, Katz, Wang, Weng, Yu, "Better concrete security for half-gates garbling", CRYPTO 2020). So take a

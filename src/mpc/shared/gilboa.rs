@@ -131,23 +131,9 @@ pub fn send(
                 tweak += strip_blocks(width, l) as u64;
                 let (here, rest) = std::mem::take(&mut message).split_at_mut(strip_bytes(width, l));
                 message = rest;
-                let mut writer = BitWriter::new(here);
                 let (y, shares) = (&y[first..first + width], &mut shares[first..first + width]);
                 let difference = &mut difference[..width];
-                let mut at = 0;
-                for k in 0..l {
-                    let blocks = mask_blocks(width, l - k);
-                    let (m0, m1) = (&zero.0[at..at + blocks], &one.0[at..at + blocks]);
-                    at += blocks;
-                    match lane_bytes(l - k) {
-                        1 => hide::<u8>(m0, m1, y, difference, shares, k as u32),
-                        2 => hide::<u16>(m0, m1, y, difference, shares, k as u32),
-                        4 => hide::<u32>(m0, m1, y, difference, shares, k as u32),
-                        _ => hide::<u64>(m0, m1, y, difference, shares, k as u32),
-                    }
-                    writer.push(difference, (l - k) as u32);
-                }
-                writer.finish();
+                Arch::new().dispatch(SendStrip { m0: &zero.0, m1: &one.0, y, difference, shares, l, message: here });
                 shares.iter_mut().for_each(|s| *s = modulus.reduce(*s));
             }
         },
@@ -191,22 +177,8 @@ pub fn receive(
                 if !bits::is_padded(here, strip_bits(width, l)) {
                     return Err(BitsError::Padding);
                 }
-                let shares = &mut shares[first..first + width];
-                let difference = &mut difference[..width];
-                let (mut bit, mut at) = (0, 0);
-                for k in 0..l {
-                    bits::unpack_run(here, bit, (l - k) as u32, difference)?;
-                    bit += width * (l - k);
-                    let chosen = (x >> k & 1).wrapping_neg();
-                    let mask = &scratch.0[at..at + mask_blocks(width, l - k)];
-                    at += mask.len();
-                    match lane_bytes(l - k) {
-                        1 => open::<u8>(mask, chosen, difference, shares, k as u32),
-                        2 => open::<u16>(mask, chosen, difference, shares, k as u32),
-                        4 => open::<u32>(mask, chosen, difference, shares, k as u32),
-                        _ => open::<u64>(mask, chosen, difference, shares, k as u32),
-                    }
-                }
+                let (shares, difference) = (&mut shares[first..first + width], &mut difference[..width]);
+                Arch::new().dispatch(ReceiveStrip { masks: &scratch.0, x, difference, shares, l, message: here })?;
                 shares.iter_mut().for_each(|s| *s = modulus.reduce(*s));
             }
             Ok(())
@@ -242,66 +214,108 @@ impl Drop for Scratch {
     }
 }
 
-/// The sender's step for one OT: masks in words of type `L`.
-struct Hide<'a, L> {
-    m0: &'a [L],
-    m1: &'a [L],
+/// The sender's work on a strip: adds its shares to `shares` (unreduced) and writes the message.
+struct SendStrip<'a> {
+    m0: &'a [Block],
+    m1: &'a [Block],
     y: &'a [u64],
     difference: &'a mut [u64],
     shares: &'a mut [u64],
-    k: u32,
+    l: usize,
+    message: &'a mut [u8],
 }
 
-impl<L: Pod + Into<u64>> WithSimd for Hide<'_, L> {
+impl WithSimd for SendStrip<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { m0, m1, y, difference, shares, k } = self;
-        for ((((&m0, &m1), &y), d), s) in m0.iter().zip(m1).zip(y).zip(difference).zip(shares) {
-            let m0: u64 = m0.into();
-            *d = y.wrapping_add(m0).wrapping_sub(m1.into());
-            *s = s.wrapping_sub(m0 << k);
+        let Self { m0, m1, y, difference, shares, l, message } = self;
+        let mut writer = BitWriter::new(message);
+        let mut at = 0;
+        for k in 0..l {
+            let end = at + mask_blocks(y.len(), l - k);
+            let (m0, m1) = (&m0[at..end], &m1[at..end]);
+            at = end;
+            match lane_bytes(l - k) {
+                1 => hide::<u8>(m0, m1, y, difference, shares, k),
+                2 => hide::<u16>(m0, m1, y, difference, shares, k),
+                4 => hide::<u32>(m0, m1, y, difference, shares, k),
+                _ => hide::<u64>(m0, m1, y, difference, shares, k),
+            }
+            writer.push(difference, (l - k) as u32);
         }
+        writer.finish();
     }
 }
 
-fn hide<L: Pod + Into<u64>>(m0: &[Block], m1: &[Block], y: &[u64], difference: &mut [u64], shares: &mut [u64], k: u32) {
+#[inline(always)]
+fn hide<L: Pod + Into<u64>>(
+    m0: &[Block],
+    m1: &[Block],
+    y: &[u64],
+    difference: &mut [u64],
+    shares: &mut [u64],
+    k: usize,
+) {
     let (m0, m1) = (bytemuck::cast_slice::<Block, L>(m0), bytemuck::cast_slice::<Block, L>(m1));
-    Arch::new().dispatch(Hide { m0, m1, y, difference, shares, k });
-}
-
-/// The receiver's step for one OT; `chosen` is all ones where the choice bit is set, else zero.
-struct Open<'a, L> {
-    mask: &'a [L],
-    chosen: u64,
-    difference: &'a [u64],
-    shares: &'a mut [u64],
-    k: u32,
-}
-
-impl<L: Pod + Into<u64>> WithSimd for Open<'_, L> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { mask, chosen, difference, shares, k } = self;
-        for ((&m, &d), s) in mask.iter().zip(difference).zip(shares) {
-            let m: u64 = m.into();
-            *s = s.wrapping_add(m.wrapping_add(d & chosen) << k);
-        }
+    for ((((&m0, &m1), &y), d), s) in m0.iter().zip(m1).zip(y).zip(difference).zip(shares) {
+        let m0: u64 = m0.into();
+        *d = y.wrapping_add(m0).wrapping_sub(m1.into());
+        *s = s.wrapping_sub(m0 << k);
     }
 }
 
-fn open<L: Pod + Into<u64>>(mask: &[Block], chosen: u64, difference: &[u64], shares: &mut [u64], k: u32) {
-    let mask = bytemuck::cast_slice::<Block, L>(mask);
-    Arch::new().dispatch(Open { mask, chosen, difference, shares, k });
+/// The receiver's work on a strip: adds its shares to `shares` (unreduced).
+struct ReceiveStrip<'a> {
+    masks: &'a [Block],
+    x: u64,
+    difference: &'a mut [u64],
+    shares: &'a mut [u64],
+    l: usize,
+    message: &'a [u8],
 }
 
+impl WithSimd for ReceiveStrip<'_> {
+    type Output = Result<(), BitsError>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Self::Output {
+        let Self { masks, x, difference, shares, l, message } = self;
+        let (mut bit, mut at) = (0, 0);
+        for k in 0..l {
+            bits::unpack_run(message, bit, (l - k) as u32, difference)?;
+            bit += shares.len() * (l - k);
+            let end = at + mask_blocks(shares.len(), l - k);
+            let masks = &masks[at..end];
+            at = end;
+            // All ones where the choice bit is set, else zero.
+            let chosen = (x >> k & 1).wrapping_neg();
+            match lane_bytes(l - k) {
+                1 => open::<u8>(masks, chosen, difference, shares, k),
+                2 => open::<u16>(masks, chosen, difference, shares, k),
+                4 => open::<u32>(masks, chosen, difference, shares, k),
+                _ => open::<u64>(masks, chosen, difference, shares, k),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn open<L: Pod + Into<u64>>(masks: &[Block], chosen: u64, difference: &[u64], shares: &mut [u64], k: usize) {
+    for ((&m, &d), s) in bytemuck::cast_slice::<Block, L>(masks).iter().zip(difference).zip(shares) {
+        let m: u64 = m.into();
+        *s = s.wrapping_add(m.wrapping_add(d & chosen) << k);
+    }
+}
+
+#[inline(always)]
 const fn lane_bytes(bits: usize) -> usize {
     bits.div_ceil(8).next_power_of_two()
 }
 
+#[inline(always)]
 const fn mask_blocks(width: usize, bits: usize) -> usize {
     (width * lane_bytes(bits)).div_ceil(BLOCK_BYTES)
 }
