@@ -3,14 +3,17 @@
 mod backend;
 mod check;
 pub mod cpu;
+pub mod doctor;
 mod dual;
 mod error;
 pub mod gpu;
 mod ops;
 mod ring;
+pub mod select;
 
 pub use backend::{Backend, BackendInfo, Buffer, MatmulShape, OpCount, Result, Shape};
 pub use dual::DualBackend;
 pub use error::EngineError;
 pub use ops::{Op, OpCounter};
 pub use ring::RnsRing;
+pub use select::{BackendChoice, Opened};
