@@ -453,7 +453,12 @@ impl Builder<'_> {
         let f = self.spec.precision.hidden_frac;
         let dense = &self.spec.dense[i];
         let own = signed_bits(dense.out_log2, f + dense.weight_frac);
-        self.ring("dense", own.max(signed_bits(self.hidden_log2(), f)))
+        // After an identity the inputs are as large as the layer before makes them.
+        let input = match i.checked_sub(1).map(|before| &self.spec.dense[before]) {
+            Some(before) if before.activation == DenseActivation::Identity => before.out_log2,
+            _ => self.hidden_log2(),
+        };
+        self.ring("dense", own.max(signed_bits(input, f)))
     }
 
     /// Ring of the last hidden state.

@@ -1,6 +1,7 @@
 //! Checkpoint import, tokenizer, fixed-point graph, plaintext oracle and calibration.
 
 mod bounds;
+mod calibrate;
 mod checkpoint;
 mod client;
 mod config;
@@ -17,6 +18,9 @@ mod spec;
 mod tensors;
 mod tokenizer;
 
+pub use calibrate::{
+    CALIBRATION_FILE, Calibration, Calibrator, EdgeReport, HEADROOM_BITS, LEAST_SQUARES_HEADROOM_BITS, random_samples,
+};
 pub use checkpoint::{Checkpoint, EncoderLayer, HeadLayer, OutputKind};
 pub use client::{ClientModel, Label, Outputs, Prediction};
 pub use config::Config;

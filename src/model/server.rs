@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{
-    Checkpoint, ClientModel, Encoded, Execution, Graph, Manifest, ModelError, ModelSpec, Outputs, Precision,
-    ServerWeights, bounds, execute,
+    BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Execution, Graph, Manifest, ModelError,
+    ModelSpec, Outputs, Precision, ServerWeights, bounds, execute,
     quantize::{self, Rounded},
 };
 
@@ -16,6 +16,13 @@ pub enum Provenance {
         /// Fields that had to be cut below what can be proven, because no ring is as wide; overflow is then possible and
         /// the oracle counts it.
         clamped: Vec<String>,
+    },
+    /// Seen on sample texts, with headroom.
+    Calibrated {
+        /// Number of texts.
+        samples: usize,
+        /// Bits added to the largest magnitudes.
+        headroom_bits: u32,
     },
 }
 
@@ -38,12 +45,51 @@ pub struct OracleRun {
 }
 
 impl Model {
-    /// Reads a model folder.
+    /// Reads a model folder, with the calibration file in it if there is one, else with proven magnitudes.
     ///
     /// # Errors
     /// A [`ModelError`] whose sentence says what is wrong with the folder.
     pub fn load(dir: &Path) -> Result<Self, ModelError> {
-        Self::worst_case(Checkpoint::read(dir)?, &Precision::default())
+        Self::load_with(dir, None)
+    }
+
+    /// Reads a model folder with the given calibration file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with(dir: &Path, calibration: Option<&Path>) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::read(dir)?;
+        let beside = dir.join(CALIBRATION_FILE);
+        let path = calibration.or_else(|| beside.is_file().then_some(&*beside));
+        match path {
+            Some(path) => {
+                let calibration = Calibration::read(path, &checkpoint.digest)?;
+                Self::calibrated(checkpoint, calibration)
+                    .map_err(|e| ModelError::Calibration { path: path.to_path_buf(), reason: e.to_string() })
+            }
+            None => Self::worst_case(checkpoint, &Precision::default()),
+        }
+    }
+
+    /// A model with calibrated magnitudes.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the calibration has other shapes than the checkpoint, or no graph.
+    pub fn calibrated(checkpoint: Checkpoint, calibration: Calibration) -> Result<Self, ModelError> {
+        let spec = calibration.spec;
+        let folded = quantize::fold(&checkpoint);
+        let shapes = quantize::shapes(&checkpoint, &Rounded::new(&folded)?, &spec.precision);
+        if !same_shapes(&shapes, &spec) {
+            return Err(ModelError::Unsupported { what: "its shapes are not the checkpoint's".into() });
+        }
+        spec.validate()?;
+        for tokens in BUCKETS.into_iter().filter(|&b| b <= checkpoint.config.positions) {
+            Graph::build(&spec, tokens)?;
+        }
+        let weights = ServerWeights::new(&folded, &spec)?;
+        let provenance =
+            Provenance::Calibrated { samples: calibration.samples, headroom_bits: calibration.headroom_bits };
+        Self::assemble(checkpoint, spec, weights, provenance)
     }
 
     /// A model with proven magnitudes.
@@ -127,4 +173,12 @@ impl Model {
     pub fn float(&self, text: &Encoded) -> Result<Outputs, ModelError> {
         self.client.interpret(text, self.checkpoint.forward(&text.ids, &text.types)?)
     }
+}
+
+/// Whether two descriptions are of models of the same form.
+fn same_shapes(a: &ModelSpec, b: &ModelSpec) -> bool {
+    let dense = |s: &ModelSpec| s.dense.iter().map(|d| (d.features, d.activation)).collect::<Vec<_>>();
+    (a.hidden, a.heads, a.ffn, a.layers.len(), a.activation, a.pooling)
+        == (b.hidden, b.heads, b.ffn, b.layers.len(), b.activation, b.pooling)
+        && dense(a) == dense(b)
 }

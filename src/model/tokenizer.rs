@@ -114,8 +114,8 @@ impl Tokenizer {
         positions: usize,
     ) -> Result<Encoded, ModelError> {
         let failed = |e: tokenizers::Error| ModelError::Input { reason: e.to_string() };
-        let first = self.inner.encode_fast(text, false).map_err(failed)?;
-        let second = pair.map(|p| self.inner.encode_fast(p, false)).transpose().map_err(failed)?;
+        let first = self.inner.encode(text, false).map_err(failed)?;
+        let second = pair.map(|p| self.inner.encode(p, false)).transpose().map_err(failed)?;
         let special = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair.is_some()));
         let largest = BUCKETS.into_iter().filter(|&b| b <= positions).max().unwrap_or(0);
         let limit = max_tokens.min(largest);
