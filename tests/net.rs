@@ -122,6 +122,40 @@ fn small_queues_slow_the_peer_down_without_loss() {
 }
 
 #[test]
+fn a_dropped_lane_holds_nobody_up_and_its_bytes_still_count() {
+    let small = MuxOptions { queue_bytes: 1000, ..options(2) };
+    let (client, server) = memory_pair(1000);
+    let client = side(client, Role::Client, small.clone());
+    let mut server = side(server, Role::Server, small);
+    drop(server.lanes.remove(0));
+    (0..50).for_each(|i| client.lanes[0].send(i, vec![0; 500]).unwrap());
+    client.lanes[1].send(1, vec![1]).unwrap();
+    assert_eq!(server.lanes[0].recv().unwrap(), (1, vec![1]));
+    let expected = 50 * (500 + FRAME_OVERHEAD) + 1 + FRAME_OVERHEAD;
+    assert_eq!(server.meter.snapshot().bytes_up, expected as u64);
+    assert_eq!(client.meter.snapshot().bytes_up, expected as u64);
+}
+
+#[test]
+fn a_side_that_stops_with_full_queues_frees_the_other() {
+    let small = MuxOptions { queue_bytes: 1000, ..options(1) };
+    let (client, server) = memory_pair(1000);
+    let client = side(client, Role::Client, small.clone());
+    let mut server = side(server, Role::Server, small);
+    let lane = server.lanes.remove(0);
+    // Nobody reads on the client's side, so this comes to a halt in `send` until the client gives up.
+    let blocked = thread::spawn(move || {
+        loop {
+            if let Err(error) = lane.send(1, vec![0; 500]) {
+                return error;
+            }
+        }
+    });
+    client.mux.abort("enough");
+    assert_eq!(blocked.join().unwrap(), NetError::Peer { reason: "enough".into() });
+}
+
+#[test]
 fn a_message_outside_the_rules_leaves_the_lane_usable() {
     let (client, server) = sides(memory_pair(1 << 20), 1);
     assert_eq!(client.lanes[0].send(0xff00, vec![]), Err(NetError::ReservedKind { kind: 0xff00 }));

@@ -305,6 +305,24 @@ mod tests {
         }
 
         #[test]
+        fn whatever_is_changed_only_true_frames_come_out(
+            at in 0usize..400, remove in 0usize..200, insert in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let frames = [sample(), Frame { payload: vec![9; 100], ..sample() }, sample()];
+            let mut wire = encode(&frames);
+            let (from, original) = (at.min(wire.len()), wire.clone());
+            let to = (from + remove).min(wire.len());
+            wire.splice(from..to, insert);
+            let mut decoder = FrameDecoder::new(DEFAULT_PAYLOAD_LIMIT);
+            let mut input = &wire[..];
+            let mut read = 0;
+            while let Ok(frame) = decoder.read(&mut input) {
+                prop_assert_eq!(&frame, &frames[read]);
+                read += 1;
+            }
+            prop_assert!(read < frames.len() || wire.starts_with(&original));
+        }
+
+        #[test]
         fn a_good_header_with_any_tail_gives_a_result(len in 0usize..2000, tail in proptest::collection::vec(any::<u8>(), 0..200)) {
             let frame = Frame { payload: vec![1; len], ..sample() };
             let mut wire = header(&frame, 0, len as u64).to_vec();

@@ -3,7 +3,7 @@
 //! From the wire upwards: [`frame`] (the checked binary form of one message), [`channel`] with its two forms [`memory`]
 //! and [`tcp`] (a pair of halves that carry frames), [`link`] and [`mod@shape`] (a channel made as slow as a stated link),
 //! [`mux`] (several lanes over one channel), [`handshake`] and [`server`] (who speaks to whom, in which version). Beside
-//! them stand [`meter`] (bytes and rounds), [`codec`] (the fields inside a payload) and [`error`].
+//! them stand [`meter`] (bytes and rounds), [`mod@record`] (transcripts for tests), [`codec`] (the fields inside a payload) and [`error`].
 //!
 //! All of it is blocking I/O on threads. Nothing here encrypts: plain TCP is refused off loopback, and the checksums
 //! find accidents, not attacks (`SECURITY.md`).
@@ -17,9 +17,11 @@ pub mod link;
 pub mod memory;
 pub mod meter;
 pub mod mux;
+pub mod record;
 pub mod server;
 pub mod shape;
 pub mod tcp;
+mod turns;
 
 pub use channel::{Channel, Control, Receiver, Sender};
 pub use codec::{CodecError, Reader, Writer};

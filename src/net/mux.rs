@@ -15,12 +15,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::channel::{Channel, Control, Receiver, Sender};
+use super::channel::{Channel, Control, Receiver};
 use super::error::{NetError, printable};
 use super::frame::{FIRST_RESERVED_KIND, Frame, SessionId, wire_len};
 use super::meter::Meter;
+use super::turns::Turns;
 
 /// The lane of the connection's own frames.
 pub(super) const CONTROL_LANE: u8 = u8::MAX;
@@ -384,96 +385,5 @@ impl Shared {
         if !self.wait_for(self.options.linger, |inbox| inbox.done).done {
             self.control.close();
         }
-    }
-}
-
-/// The sender, lent to one thread at a time in the order of asking.
-struct Turns {
-    state: Mutex<TurnState>,
-    changed: Condvar,
-}
-
-struct TurnState {
-    sender: Option<Box<dyn Sender>>,
-    waiting: VecDeque<u64>,
-    next: u64,
-    /// The outgoing direction has ended.
-    closed: bool,
-}
-
-/// The sender on loan; dropping it passes it on.
-struct Turn<'a> {
-    turns: &'a Turns,
-    sender: Option<Box<dyn Sender>>,
-    closed: bool,
-}
-
-impl Turns {
-    fn new(sender: Box<dyn Sender>) -> Self {
-        let state = TurnState { sender: Some(sender), waiting: VecDeque::new(), next: 0, closed: false };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, TurnState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    /// Waits for the sender, an urgent caller before the others. `None` when the direction has ended or `limit` passed.
-    fn take(&self, urgent: bool, limit: Option<Duration>) -> Option<Turn<'_>> {
-        let until = limit.map(|limit| Instant::now() + limit);
-        let mut state = self.lock();
-        let ticket = state.next;
-        state.next += 1;
-        if urgent {
-            state.waiting.push_front(ticket);
-        } else {
-            state.waiting.push_back(ticket);
-        }
-        loop {
-            let late = until.is_some_and(|until| Instant::now() >= until);
-            let mine = state.sender.is_some() && state.waiting.front() == Some(&ticket);
-            if state.closed || mine || late {
-                state.waiting.retain(|other| *other != ticket);
-                let sender = if mine && !state.closed { state.sender.take() } else { None };
-                self.changed.notify_all();
-                return sender.map(|sender| Turn { turns: self, sender: Some(sender), closed: false });
-            }
-            state = match until {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-    }
-}
-
-impl Turn<'_> {
-    fn send(&mut self, frame: Frame) -> Result<(), NetError> {
-        match &mut self.sender {
-            Some(sender) => sender.send(frame),
-            None => Err(NetError::closed("it was closed on this side")),
-        }
-    }
-
-    fn close(&mut self) {
-        if let Some(sender) = &mut self.sender {
-            sender.close();
-        }
-        self.closed = true;
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut state = self.turns.lock();
-        state.sender = self.sender.take();
-        state.closed |= self.closed;
-        self.turns.changed.notify_all();
     }
 }
