@@ -146,6 +146,22 @@ fn grids_beyond_one_dimension_are_folded() {
     assert_eq!(backend.download(&back).unwrap(), x);
 }
 
+/// Every dimension, in workgroups of 4096 words (what every adapter has) and in the largest that this one has.
+#[test]
+fn transforms_of_every_dimension_agree_with_the_cpu() {
+    for workgroup_memory in [Some(16384), None] {
+        let gpu = open(&GpuOptions { workgroup_memory, ..GpuOptions::default() });
+        let backend = DualBackend::new(gpu, CpuBackend::new(None));
+        for log_n in 3..=16 {
+            let (ring, shape) = (ring(1 << log_n, 30, 2), Shape { polys: 1, limbs: 2 });
+            let x = Random(log_n).batch(&ring, shape);
+            let there = backend.ntt_forward(&ring, &backend.upload(&x).unwrap(), shape).unwrap();
+            let back = backend.ntt_inverse(&ring, &there, shape).unwrap();
+            assert_eq!(backend.download(&back).unwrap(), x, "N = {}", ring.n());
+        }
+    }
+}
+
 #[test]
 fn launches_do_not_grow_with_the_batch() {
     let backend = open(&GpuOptions { workgroup_memory: Some(1024), ..GpuOptions::default() });

@@ -39,6 +39,12 @@ pub fn report() -> Report {
     let facts = Facts::gather();
     let mut advice = facts.advice(&adapters);
     let cpu_features = cpu_features();
+    if advice.is_empty() && !adapters.is_empty() && adapters.iter().all(|a| a.software) {
+        advice.push(
+            "Only software adapters are here: the CPU backend is faster. Name one with --adapter to use it all the same."
+                .into(),
+        );
+    }
     if cpu_features.iter().any(|&(name, present)| name == "AES" && !present) {
         advice.push("The CPU has no AES instructions: garbled layers will be many times slower.".into());
     }
@@ -173,13 +179,6 @@ impl Facts {
             advice.push(
                 "The Vulkan loader is present but no driver description (ICD json): install the GPU's driver \
                  (mesa-vulkan-drivers for AMD and Intel)."
-                    .into(),
-            );
-        }
-        if advice.is_empty() && !adapters.is_empty() {
-            advice.push(
-                "Only software adapters are here: the CPU backend is faster. Name one with --adapter to use it all \
-                 the same."
                     .into(),
             );
         }
