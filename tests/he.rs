@@ -142,3 +142,129 @@ fn share_products_are_exact() {
         check(&mut parties, &packing.unwrap());
     }
 }
+
+#[test]
+fn uniform_halves_are_uniform_and_never_repeat() {
+    let Parties { client, mut rng, .. } = parties();
+    let params = client.context().params().clone();
+    let (n, limbs, t) = (params.n(), params.limbs(), ShareModulus::pow2(32).unwrap());
+    let mut names = std::collections::HashSet::new();
+    let mut first_words = std::collections::HashSet::new();
+    // By half, limb and bucket: the bucket of the value, then of its low byte.
+    let mut counts = vec![[[0u64; 256]; 2]; 2 * limbs];
+    for _ in 0..6 {
+        let ciphertexts = client.encrypt(t, &vec![0; 4 * n], &mut rng).unwrap();
+        let (seed, counters) = ciphertexts.names();
+        for counter in counters {
+            assert!(names.insert((seed, counter)));
+        }
+        let words = ciphertexts.expand(&params).unwrap();
+        for (row, words) in words.chunks(n).enumerate() {
+            let p = params.data().moduli()[row % limbs].value();
+            assert!(first_words.insert(words[..4].to_vec()));
+            for &x in words {
+                assert!(x < p);
+                counts[row % (2 * limbs)][0][(x as u64 * 256 / p as u64) as usize] += 1;
+                counts[row % (2 * limbs)][1][(x & 255) as usize] += 1;
+            }
+        }
+    }
+    for (row, counts) in counts.iter().flatten().enumerate() {
+        let expected = counts.iter().sum::<u64>() as f64 / 256.0;
+        let statistic: f64 = counts.iter().map(|&c| (c as f64 - expected).powi(2) / expected).sum();
+        // 255 degrees of freedom: six deviations either way.
+        assert!((statistic - 255.0).abs() < 6.0 * 510f64.sqrt(), "{row}: {statistic}");
+    }
+    // Another client draws another seed.
+    let other = HeClient::generate(client.context().clone(), &mut rng);
+    assert_ne!(other.encrypt(t, &vec![0; n], &mut rng).unwrap().names().0, names.iter().next().unwrap().0);
+}
+
+#[test]
+fn encrypting_twice_gives_unrelated_ciphertexts() {
+    let Parties { client, mut rng, .. } = parties();
+    let params = client.context().params().clone();
+    let message = vec![7; params.n()];
+    let t = ShareModulus::pow2(40).unwrap();
+    let mut encrypt = || client.encrypt(t, &message, &mut rng).unwrap().expand(&params).unwrap();
+    let (a, b) = (encrypt(), encrypt());
+    // About N / p of the words agree by chance.
+    assert!(a.iter().zip(&b).filter(|(a, b)| a == b).count() < 8);
+}
+
+#[test]
+fn decoders_refuse_wrong_bytes() {
+    let Parties { client, server, mut rng } = parties();
+    let params = client.context().params().clone();
+    let spec = spec(32, 1, 8, &[32], 16, weights(100));
+    let packing = CoefficientPacking::with_block(&params, &spec, 1024, 16).unwrap();
+    let layout = packing.inputs()[0];
+    let t = spec.t;
+    let x = client.encrypt_matrix(t, &layout, &vec![1; 8 * 32], &mut rng).unwrap();
+    let (response, _) = packing.multiply(&server, &[(&x, &vec![1; 32 * 16])], &mut rng).unwrap();
+
+    let refuses = |name: &str, good: Vec<u8>, header: usize, read: &dyn Fn(&[u8]) -> bool| {
+        assert!(read(&good), "{name}");
+        for len in [0, 1, 31, good.len() / 2, good.len() - 1] {
+            assert!(!read(&good[..len]), "{name} cut to {len}");
+        }
+        assert!(!read(&[good.clone(), vec![0]].concat()), "{name} with a byte more");
+        assert!(!read(&[good.clone(), good.clone()].concat()), "{name} twice");
+        // A residue of 2^30 - 1, above every modulus.
+        let mut large = good.clone();
+        large[header..header + 4].fill(0xff);
+        assert!(!read(&large), "{name} with a residue out of range");
+        let mut large = good;
+        let end = large.len();
+        large[end - 4..].fill(0xff);
+        assert!(!read(&large), "{name} with a last residue out of range");
+    };
+    let (p, g) = (client.public_key(&mut rng).unwrap(), client.galois_keys(2, &mut rng).unwrap());
+    refuses("public key", p.to_bytes(&params), 32, &|b| PublicKey::from_bytes(&params, b).is_ok());
+    refuses("galois keys", g.to_bytes(&params), 32, &|b| GaloisKeys::from_bytes(&params, 2, b).is_ok());
+    refuses("matrix", x.to_bytes(&params), 40, &|b| EncryptedMatrix::from_bytes(&params, &layout, b).is_ok());
+    let kept = packing.response_len() - params.n() * packing.response_plan().limbs * 30 / 8;
+    refuses("response", packing.write_response(&params, &response), kept, &|b| {
+        packing.read_response(&params, b).is_ok()
+    });
+    assert_eq!(GaloisKeys::byte_len(&params, 2), Some(g.to_bytes(&params).len()));
+    assert!(GaloisKeys::from_bytes(&params, 3, &[]).is_err() && GaloisKeys::from_bytes(&params, 1 << 20, &[]).is_err());
+    // A counter that would run over into the domain of the stream's name.
+    let mut bytes = x.to_bytes(&params);
+    bytes[32..40].fill(0xff);
+    assert!(EncryptedMatrix::from_bytes(&params, &layout, &bytes).is_err());
+}
+
+#[test]
+fn operands_that_do_not_fit_are_errors() {
+    let Parties { client, server, mut rng } = parties();
+    let params = client.context().params().clone();
+    let spec = spec(32, 1, 8, &[64], 16, weights(100));
+    let packing = CoefficientPacking::with_block(&params, &spec, 1024, 16).unwrap();
+    let layout = packing.inputs()[0];
+    let x = client.encrypt_matrix(spec.t, &layout, &vec![1; 8 * 64], &mut rng).unwrap();
+    let w = vec![1; 64 * 16];
+    let mut multiply =
+        |packing: &CoefficientPacking, x, w: &[i64]| packing.multiply(&server, &[(x, w)], &mut rng).err();
+    assert!(multiply(&packing, &x, &w).is_none());
+    assert!(multiply(&packing, &x, &w[1..]).is_some());
+    let mut heavy = w.clone();
+    heavy[5] = -101;
+    assert!(multiply(&packing, &x, &heavy).unwrap().to_string().contains("bound"));
+    heavy[5] = i64::MIN;
+    assert!(multiply(&packing, &x, &heavy).is_some());
+    let other = CoefficientPacking::with_block(&params, &spec, 1024, 32).unwrap();
+    assert!(multiply(&other, &x, &w).is_some());
+    // A block wider than the client's keys.
+    let wide = MatmulSpec { cols: 1024, ..spec.clone() };
+    let wide = CoefficientPacking::with_block(&params, &wide, 1024, 64).unwrap();
+    let x = client.encrypt_matrix(spec.t, &wide.inputs()[0], &vec![1; 8 * 64], &mut rng).unwrap();
+    let e = wide.multiply(&server, &[(&x, &vec![1; 64 * 1024])], &mut rng).unwrap_err();
+    assert!(e.to_string().contains("Galois"), "{e}");
+    // Sizes and rings outside their rules cannot be planned.
+    assert!(CoefficientPacking::with_block(&params, &spec, 2048, 16).is_err());
+    let uniform = MatmulSpec { t: ShareModulus::pow2(60).unwrap(), operand: OperandBound::Uniform, ..spec.clone() };
+    let e = CoefficientPacking::choose(&params, &uniform, &CostWeights::default()).unwrap_err().to_string();
+    assert!(e.contains("60 bits") && e.contains("matmul-8192"), "{e}");
+    assert!(CoefficientPacking::choose(&params, &MatmulSpec { rows: 9000, ..spec }, &CostWeights::default()).is_err());
+}

@@ -50,6 +50,11 @@ impl HeClient {
         Self { ctx, secret, seed: rng.bytes32(), counter: AtomicU64::new(0) }
     }
 
+    #[cfg(test)]
+    pub(super) fn secret(&self) -> &SecretKey {
+        &self.secret
+    }
+
     /// What both parties share.
     pub fn context(&self) -> &Arc<BfvContext> {
         &self.ctx
@@ -153,57 +158,6 @@ impl HeClient {
             }
         }
         Ok(out)
-    }
-
-    /// The largest absolute noise of full-modulus ciphertexts `[count][2][limbs][N]` in the coefficient domain whose messages
-    /// should be `messages` (`[count][N]`, or only where `expected` gives one). For the tests of the ledger.
-    #[cfg(test)]
-    pub(super) fn noise(
-        &self,
-        t: ShareModulus,
-        limbs: usize,
-        words: &[u32],
-        expected: impl Fn(usize) -> Option<u64>,
-    ) -> f64 {
-        use num_bigint::{BigInt, Sign};
-        let params = self.ctx.params();
-        let n = params.n();
-        let moduli = &params.data().moduli()[..limbs];
-        let q: BigInt = moduli.iter().map(|p| BigInt::from(p.value())).product();
-        let lifts: Vec<BigInt> = moduli
-            .iter()
-            .zip(CrtBasis::new(moduli).cofactor_inverse())
-            .map(|(p, &inverse)| &q / p.value() * inverse)
-            .collect();
-        let mut worst = 0f64;
-        for (k, ct) in words.chunks(2 * limbs * n).enumerate() {
-            let shape = Shape { polys: 1, limbs };
-            let backend = self.ctx.backend();
-            let c1 = backend.upload(&ct[limbs * n..]).unwrap();
-            let mut x = backend.download(&backend.ntt_forward(params.ring(), &c1, shape).unwrap()).unwrap();
-            for (i, x) in x.iter_mut().enumerate() {
-                *x = moduli[i / n].mul(*x, self.secret.ntt_word(i));
-            }
-            let x = backend.upload(&x).unwrap();
-            let x = backend.download(&backend.ntt_inverse(params.ring(), &x, shape).unwrap()).unwrap();
-            for i in 0..n {
-                let Some(m) = expected(k * n + i) else { continue };
-                let residue = |limb: usize| moduli[limb].add(ct[limb * n + i], x[limb * n + i]);
-                let phase: BigInt = (0..limbs).map(|limb| &lifts[limb] * residue(limb)).sum::<BigInt>() % &q;
-                // t phase - q m, centred modulo q t, over t.
-                let modulus = &q << t.bits();
-                let mut d: BigInt = ((phase << t.bits()) - &q * m) % &modulus;
-                if d.sign() == Sign::Minus {
-                    d += &modulus;
-                }
-                if &d * 2 > modulus {
-                    d -= &modulus;
-                }
-                let d: f64 = d.to_string().parse::<f64>().unwrap() / (t.bits() as f64).exp2();
-                worst = worst.max(d.abs());
-            }
-        }
-        worst
     }
 }
 

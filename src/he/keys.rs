@@ -60,8 +60,8 @@ impl SecretKey {
     }
 
     #[cfg(test)]
-    pub(super) fn ntt_word(&self, index: usize) -> u32 {
-        self.ntt[index]
+    pub(super) fn ternary(&self) -> &[i8] {
+        &self.ternary
     }
 }
 

@@ -11,6 +11,8 @@ mod context;
 mod encode;
 mod error;
 mod keys;
+#[cfg(test)]
+mod ledger_tests;
 mod noise;
 mod params;
 mod response;

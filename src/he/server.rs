@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::{
-    BfvContext, GaloisKeys, HeError, PublicKey, Response, ResponsePlan, Result,
+    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, Response, ResponsePlan, Result,
     encode::{Encoder, WideReducer},
     keys::small_residue,
 };
@@ -114,9 +114,32 @@ impl HeServer {
         positions: &[Vec<u32>],
         rng: &mut SecureRng,
     ) -> Result<(Response, Vec<u64>)> {
+        let (ctx, packs) = (&self.ctx, positions.len());
+        let params = ctx.params();
+        let shape = Shape { polys: packs * 2, limbs: params.limbs() };
+        let (blinded, masks) = self.blind(t, plan.flood_deviation, packed, packs, rng)?;
+        let x = ctx.backend().mod_switch(ctx.ring(), &blinded, shape, plan.limbs)?;
+        let x = ctx.backend().download(&x)?;
+        ctx.count(|c| &c.responded, packs);
+
+        let response = Response::cut(params, plan, positions, &x)?;
+        let masks = positions.iter().zip(masks.chunks(params.n()));
+        Ok((response, masks.flat_map(|(at, mask)| at.iter().map(|&i| mask[i as usize])).collect()))
+    }
+
+    /// Subtracts a mask, adds an encryption of zero and floods c0, at the full modulus in the coefficient domain. Returns the
+    /// ciphertexts `[packs][2][limbs][N]` and the masks `[packs][N]`.
+    pub(super) fn blind(
+        &self,
+        t: ShareModulus,
+        flood_deviation: f64,
+        packed: &Buffer,
+        packs: usize,
+        rng: &mut SecureRng,
+    ) -> Result<(Buffer, Zeroizing<Vec<u64>>)> {
         let ctx = &self.ctx;
         let (params, ring, backend) = (ctx.params(), ctx.ring(), ctx.backend());
-        let (n, limbs, packs) = (params.n(), params.limbs(), positions.len());
+        let (n, limbs) = (params.n(), params.limbs());
         let shape = Shape { polys: packs * 2, limbs };
 
         let mut masks = Zeroizing::new(vec![0u64; packs * n]);
@@ -130,20 +153,14 @@ impl HeServer {
             .zip(masks.par_chunks_mut(n))
             .zip(forks)
             .for_each(|(((u, noise), mask), mut rng)| {
-                sample_response(params, t, plan, &encoder, &mut rng, u, noise, mask);
+                sample_blinding(params, t, flood_deviation, &encoder, &mut rng, u, noise, mask);
             });
 
         let u = ctx.ntt_forward(&backend.upload(&u)?, Shape { polys: packs, limbs })?;
         let one = MatmulShape { groups: 1, inputs: 1, outputs: packs, limbs };
         let zero = ctx.ntt_inverse(&backend.matmul_plain(ring, &self.public_key, &u, one)?, shape)?;
         let x = backend.add(ring, packed, &zero, shape)?;
-        let x = backend.add(ring, &x, &backend.upload(&noise)?, shape)?;
-        let x = backend.download(&backend.mod_switch(ring, &x, shape, plan.limbs)?)?;
-        ctx.count(|c| &c.responded, packs);
-
-        let response = Response::cut(params, plan, positions, &x)?;
-        let kept = positions.iter().zip(masks.chunks(n)).flat_map(|(at, mask)| at.iter().map(|&i| mask[i as usize]));
-        Ok((response, kept.collect()))
+        Ok((backend.add(ring, &x, &backend.upload(&noise)?, shape)?, masks))
     }
 
     /// `(c0, 0)` of every ciphertext of `[count][2][poly]`, and `c1` alone.
@@ -161,10 +178,10 @@ impl HeServer {
 }
 
 /// Samples what one response adds: `u` (`[limbs][N]`), and `e1 + flood + encode(-mask)` beside `e2` (`[2][limbs][N]`).
-fn sample_response(
-    params: &super::ParameterSet,
+fn sample_blinding(
+    params: &ParameterSet,
     t: ShareModulus,
-    plan: &ResponsePlan,
+    flood_deviation: f64,
     encoder: &Encoder,
     rng: &mut SecureRng,
     u: &mut [u32],
@@ -187,7 +204,7 @@ fn sample_response(
     spread(&small, noise1);
     sample::centred_binomial(rng, &mut small);
     let mut wide = Zeroizing::new(vec![0i128; n]);
-    sample::rounded_gaussian(rng, plan.flood_deviation, &mut wide);
+    sample::rounded_gaussian(rng, flood_deviation, &mut wide);
     wide.iter_mut().zip(small.iter()).for_each(|(x, &e)| *x += e as i128);
     let remainders: Zeroizing<Vec<i64>> =
         Zeroizing::new(mask.iter().map(|&z| encoder.remainder(z.wrapping_neg())).collect());
