@@ -27,7 +27,8 @@ pub use config::Config;
 pub use embedding::{EmbeddingBlock, Table, TableType, pool_weights};
 pub use error::ModelError;
 pub use graph::{
-    BUCKETS, Edge, EdgeId, Function, Graph, Node, NodeId, Op, PRODUCT_RING_LIMIT, RING_LIMIT, Stage, WeightId,
+    BUCKETS, Edge, EdgeId, Function, Graph, Node, NodeId, Op, PRODUCT_RING_LIMIT, RING_LIMIT, Stage, WEIGHT_LIMIT,
+    WeightId,
 };
 pub use manifest::Manifest;
 pub use oracle::{Execution, Inputs, OracleError, Overflow, execute};

@@ -1,6 +1,6 @@
 //! The server's view of a model: the checkpoint, its numbers, and the integer weights.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{
     BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Execution, Graph, Manifest, ModelError,
@@ -30,7 +30,7 @@ pub enum Provenance {
 pub struct Model {
     checkpoint: Checkpoint,
     provenance: Provenance,
-    weights: ServerWeights,
+    weights: Arc<ServerWeights>,
     client: ClientModel,
 }
 
@@ -120,7 +120,7 @@ impl Model {
             tokenizer: checkpoint.tokenizer.clone(),
             embedding: checkpoint.embedding.clone(),
         };
-        Ok(Self { checkpoint, provenance, weights, client: ClientModel::new(manifest)? })
+        Ok(Self { checkpoint, provenance, weights: Arc::new(weights), client: ClientModel::new(manifest)? })
     }
 
     /// The checkpoint in real numbers.
@@ -144,7 +144,7 @@ impl Model {
     }
 
     /// The integer matrices.
-    pub fn weights(&self) -> &ServerWeights {
+    pub fn weights(&self) -> &Arc<ServerWeights> {
         &self.weights
     }
 

@@ -19,6 +19,7 @@ pub mod meter;
 pub mod mux;
 pub mod record;
 pub mod server;
+pub mod session;
 pub mod shape;
 pub mod tcp;
 mod turns;

@@ -1,1 +1,47 @@
 //! The two-party protocol: offline and online phases as state machines without I/O.
+//!
+//! A party runs three lanes for each inference: HE and OT offline, side by side, then the online lane. Each lane is a
+//! [`Machine`] over typed [`Message`]s. What is kept between the phases is a correlation; the graph says what there is to
+//! do, and a [`Plan`] says in which pieces. `ARCHITECTURE.md` describes the protocol, `SECURITY.md` what it hides.
+
+mod correlation;
+mod error;
+mod he_plan;
+mod machine;
+mod message;
+mod offline;
+mod online;
+mod plan;
+mod shares;
+#[cfg(test)]
+mod tests;
+mod weights;
+
+pub use correlation::{
+    ChunkKey, ClientCorrelation, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
+    ServerProduct, SessionId, TableStore,
+};
+pub use error::{ProtocolError, Result};
+pub use he_plan::{CrossTerm, Cut, HeItem, KEY_BLOCK};
+pub use machine::{Machine, Turn, drive_pair};
+pub use message::{Message, pack_ring, unpack_ring};
+pub use offline::{HeClient, HeServer, OtClient, OtServer};
+pub use online::{OnlineClient, OnlineServer, bilinear};
+pub use plan::{GarbledPlan, OtPlan, Plan, ProductPlan};
+pub use shares::{SecretVec, ShareBoard, row_sums};
+
+use crate::{
+    he::{MATMUL_8192, ParameterSet},
+    model::NodeId,
+    mpc::{block::Block, garble::half_gates::GateKey},
+};
+
+/// The parameter set of all homomorphic work.
+pub fn parameter_set() -> Result<ParameterSet> {
+    Ok(ParameterSet::new(MATMUL_8192)?)
+}
+
+/// The hash key of a chunk of garbled gates: public, and different for every session, node and instance.
+fn gate_key(session: &SessionId, node: NodeId, first_instance: usize) -> GateKey {
+    GateKey { session: Block::from_bytes(*session), node: node.0 as u32, first_instance: first_instance as u64 }
+}

@@ -5,8 +5,9 @@
 //! "Better concrete security for half-gates garbling" (Guo, Katz, Wang, Weng, Yu, CRYPTO 2020) asks for: see [`GateKey`].
 //!
 //! # Layout
-//! Instances are numbered from 0 within a layer and taken in *groups* of [`GROUP`]; a chunk starts at a multiple of
-//! [`GROUP`]. Labels and packed bits are in the order `[instance][input or output]`. Tables are in the order
+//! Instances are numbered from 0 within a layer and taken in *groups* of [`GROUP`] from
+//! the start of their chunk; a group is named by its first instance, so that chunks may start anywhere but must not
+//! overlap. Labels and packed bits are in the order `[instance][input or output]`. Tables are in the order
 //! `[group][AND gate][generator half, evaluator half][instance of the group]`, 16 bytes each: the tables of consecutive
 //! chunks are one string, however it is cut at groups.
 //!
@@ -42,12 +43,6 @@ pub enum GarbleError {
     /// The global offset does not have bit 0 set.
     #[error("the garbling offset must have bit 0 set")]
     Delta,
-    /// A chunk starts in the middle of a group.
-    #[error("a chunk starts at instance {first}, which is not a multiple of {GROUP}")]
-    Start {
-        /// Its first instance.
-        first: u64,
-    },
     /// Labels, bits or tables of the wrong length.
     #[error("{count} instances take {expected} {what}, not {found}")]
     Length {
@@ -79,7 +74,7 @@ pub struct GateKey {
     pub session: Block,
     /// The layer.
     pub node: u32,
-    /// Number of the chunk's first instance in the layer, a multiple of [`GROUP`].
+    /// Number of the chunk's first instance in the layer. Chunks of a layer must not overlap.
     pub first_instance: u64,
 }
 
@@ -89,8 +84,9 @@ impl GateKey {
         Self { first_instance, ..self }
     }
 
+    /// A group is named by its first instance.
     fn group(self, index: usize) -> u64 {
-        self.first_instance / GROUP as u64 + index as u64
+        self.first_instance + (index * GROUP) as u64
     }
 
     /// Input of the key derivation for a group (numbered in the layer) and a segment.
@@ -183,12 +179,11 @@ impl<'a> Garbling<'a> {
     /// `delta` is the session's global offset, the same as in the correlated OT of the evaluator's inputs, bit 0 set.
     ///
     /// # Errors
-    /// If `delta` has bit 0 clear or the chunk does not start at a group.
+    /// If `delta` has bit 0 clear.
     pub fn new(circuit: &'a Circuit, delta: Block, key: GateKey, labels: &LabelSeed) -> Result<Self, GarbleError> {
         if !delta.lsb() {
             return Err(GarbleError::Delta);
         }
-        check_start(key)?;
         Ok(Self { circuit, delta: Zeroizing::new(delta), key, labels: labels.layer(key.node) })
     }
 
@@ -255,7 +250,7 @@ impl<'a> Garbling<'a> {
 /// Groups run in parallel on the current rayon pool.
 ///
 /// # Errors
-/// If the chunk does not start at a group, or the tables or labels have the wrong length.
+/// If the tables or labels have the wrong length.
 pub fn evaluate_chunk(
     circuit: &Circuit,
     key: GateKey,
@@ -264,7 +259,6 @@ pub fn evaluate_chunk(
     garbler_labels: &[Block],
     count: usize,
 ) -> Result<Vec<u8>, GarbleError> {
-    check_start(key)?;
     let (garbler, evaluator) = (circuit.garbler_inputs(), circuit.evaluator_inputs());
     check("bytes of tables", count, tables_len(circuit, count)?, tables.len())?;
     check("labels of the evaluator's inputs", count, product(count, evaluator)?, evaluator_labels.len())?;
@@ -285,14 +279,6 @@ pub fn evaluate_chunk(
         },
     );
     Ok(colours)
-}
-
-fn check_start(key: GateKey) -> Result<(), GarbleError> {
-    if key.first_instance.is_multiple_of(GROUP as u64) {
-        Ok(())
-    } else {
-        Err(GarbleError::Start { first: key.first_instance })
-    }
 }
 
 /// Per group: its index in the chunk, its instances, its tables (as far as `tables` reaches), its packed output bits, which
@@ -333,14 +319,12 @@ mod tests {
         let session = Block(9);
         let mut keys = HashSet::new();
         for node in [0, 1, 2, 255, 256, u32::MAX] {
-            for first in [0, 32, 64, 1 << 20, 1 << 40] {
+            for first in [0, 5, 32, 64, 1 << 20, 1 << 40] {
                 let key = GateKey { session, node, first_instance: first };
                 for segment in [0, 1, 2, 255, 256, u32::MAX] {
                     // The next chunk starts where this one ends.
                     assert!(keys.insert(key.key_input(key.group(0), segment).0));
-                    assert!(
-                        key.key_input(key.group(1), segment) == key.at(first + 32).key_input(first / 32 + 1, segment)
-                    );
+                    assert!(key.key_input(key.group(1), segment) == key.at(first + 32).key_input(first + 32, segment));
                 }
             }
         }
@@ -368,7 +352,7 @@ mod tests {
         let mut slots = vec![Block::ZERO; c.slots()];
         let (mut tables, mut permute) = (Vec::new(), vec![false; c.outputs()]);
         for (segment, range) in c.segments().iter().enumerate() {
-            let seed = key.key_input(instance / GROUP as u64, segment as u32);
+            let seed = key.key_input(instance - lane, segment as u32);
             let mut hash_key = seed.to_bytes().into();
             Aes128Enc::new(&key.session.to_bytes().into()).encrypt_block(&mut hash_key);
             let hash = CrHash::new(Block::from_bytes(hash_key.into()));
@@ -412,7 +396,7 @@ mod tests {
         let c = b.finish(&outputs);
         assert_eq!(c.segments().len(), 2);
         let (delta, labels) = (Block(0xdead_beef << 90 | 0x1357_9bdf), LabelSeed::new(Block(3)));
-        let key = GateKey { session: Block(17), node: 5, first_instance: 96 };
+        let key = GateKey { session: Block(17), node: 5, first_instance: 101 };
         for count in [1usize, 8, 13, 32, 45] {
             let mut evaluator_zero = vec![Block::ZERO; count * 30];
             Prg::new(Block(4)).fill_blocks(&mut evaluator_zero);
@@ -423,7 +407,7 @@ mod tests {
             for i in 0..count {
                 let inputs = [&zero[i * 40..][..40], &evaluator_zero[i * 30..][..30]].concat();
                 let (lane, group, width) = (i % GROUP, i / GROUP, GROUP.min(count - i / GROUP * GROUP));
-                let (tables, permute) = naive(&c, delta, key, 96 + i as u64, &inputs, lane as u64);
+                let (tables, permute) = naive(&c, delta, key, 101 + i as u64, &inputs, lane as u64);
                 for (n, gate) in tables.iter().enumerate() {
                     for half in 0..2 {
                         let at = (group * GROUP * c.and_count() + n * width) * GATE_BYTES

@@ -1,0 +1,113 @@
+//! Messages of the connection's control lane: what is agreed before and between inferences.
+
+use crate::{
+    arith::codec::{CodecError, Reader, Writer},
+    protocol::SessionId,
+};
+
+/// Bytes of the manifest in one message.
+pub(super) const PART_BYTES: usize = 8 << 20;
+
+/// A message of the control lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Control {
+    /// Up: asks for the manifest, naming the digest of a cached one (all zero if there is none).
+    AskManifest { cached: [u8; 32] },
+    /// Down: the manifest's digest and its length; 0 if the cached one is current.
+    Manifest { digest: [u8; 32], length: u64 },
+    /// Down: a part of the manifest.
+    ManifestPart { bytes: Vec<u8> },
+    /// Up: begins an inference.
+    Start { session: SessionId, tokens: u32, interleaved: bool },
+    /// Down: the server is ready for it.
+    Ready,
+    /// Down: the server will not do it, and why.
+    Refused { reason: String },
+    /// Up: no more inferences.
+    Bye,
+}
+
+impl Control {
+    pub(super) fn kind(&self) -> u16 {
+        match self {
+            Self::AskManifest { .. } => 0x01,
+            Self::Manifest { .. } => 0x02,
+            Self::ManifestPart { .. } => 0x03,
+            Self::Start { .. } => 0x05,
+            Self::Ready => 0x06,
+            Self::Refused { .. } => 0x07,
+            Self::Bye => 0x08,
+        }
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut w = Writer::new();
+        match self {
+            Self::AskManifest { cached } => {
+                w.raw(cached);
+            }
+            Self::Manifest { digest, length } => {
+                w.raw(digest).u64(*length);
+            }
+            Self::ManifestPart { bytes } => {
+                w.bytes(bytes);
+            }
+            Self::Start { session, tokens, interleaved } => {
+                w.raw(session).u32(*tokens).u8(*interleaved as u8);
+            }
+            Self::Ready | Self::Bye => {}
+            Self::Refused { reason } => {
+                w.bytes(reason.as_bytes());
+            }
+        }
+        w.finish()
+    }
+
+    pub(super) fn decode(kind: u16, payload: &[u8]) -> Result<Self, CodecError> {
+        let mut r = Reader::new("control message", payload);
+        let message = match kind {
+            0x01 => Self::AskManifest { cached: r.array("digest")? },
+            0x02 => Self::Manifest { digest: r.array("digest")?, length: r.u64("length")? },
+            0x03 => Self::ManifestPart { bytes: r.bytes("part")?.to_vec() },
+            0x05 => Self::Start {
+                session: r.array("session")?,
+                tokens: r.u32("tokens")?,
+                interleaved: match r.u8("interleaved")? {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(CodecError::Invalid { what: "interleaved" }),
+                },
+            },
+            0x06 => Self::Ready,
+            0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
+            0x08 => Self::Bye,
+            _ => return Err(CodecError::Invalid { what: "the kind of a control message" }),
+        };
+        r.finish()?;
+        Ok(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_and_cuts() {
+        let all = [
+            Control::AskManifest { cached: [1; 32] },
+            Control::Manifest { digest: [2; 32], length: 77 },
+            Control::ManifestPart { bytes: vec![1, 2] },
+            Control::Start { session: [3; 16], tokens: 128, interleaved: true },
+            Control::Ready,
+            Control::Refused { reason: "no".into() },
+            Control::Bye,
+        ];
+        for message in all {
+            let bytes = message.encode();
+            assert_eq!(Control::decode(message.kind(), &bytes).unwrap(), message);
+            (0..bytes.len()).for_each(|cut| assert!(Control::decode(message.kind(), &bytes[..cut]).is_err()));
+        }
+        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[2]].concat()).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! Drives one machine over one lane of a connection.
+
+use super::{
+    SessionError,
+    recorder::{Party, Phase, Progress, Recorder, Span},
+};
+use crate::{
+    model::Graph,
+    net::Lane,
+    protocol::{Machine, Message, ShareBoard, Turn},
+};
+
+/// Who drives what, for the recorder.
+pub(super) struct Driver<'a> {
+    pub party: Party,
+    pub phase: Phase,
+    pub lane_name: &'static str,
+    pub lane: &'a Lane,
+    pub graph: &'a Graph,
+    pub recorder: &'a Recorder,
+    /// Where a blocked machine waits.
+    pub board: Option<&'a ShareBoard>,
+}
+
+impl Driver<'_> {
+    /// Runs the machine to its end.
+    pub fn run(&self, machine: &mut dyn Machine) -> Result<(), SessionError> {
+        let mut incoming = None;
+        let mut bytes = 0;
+        loop {
+            let seen = self.board.map(ShareBoard::version);
+            let start = self.recorder.now();
+            let turn = machine.advance(incoming.take())?;
+            self.span(machine, start, false, 0, 0);
+            match turn {
+                Turn::Send(message) => {
+                    let start = self.recorder.now();
+                    let (kind, payload) = (message.kind(), message.encode());
+                    let sent = payload.len() as u64;
+                    bytes += sent;
+                    self.lane.send(kind, payload)?;
+                    let (up, down) = if self.party == Party::Client { (sent, 0) } else { (0, sent) };
+                    self.span(machine, start, true, up, down);
+                }
+                Turn::Receive => {
+                    let start = self.recorder.now();
+                    let (kind, payload) = self.lane.recv()?;
+                    let received = payload.len() as u64;
+                    bytes += received;
+                    let (up, down) = if self.party == Party::Client { (0, received) } else { (received, 0) };
+                    self.span(machine, start, true, up, down);
+                    incoming = Some(Message::decode(kind, &payload).map_err(crate::protocol::ProtocolError::from)?);
+                }
+                Turn::Blocked => {
+                    let start = self.recorder.now();
+                    match (self.board, seen) {
+                        (Some(board), Some(version)) => board.wait(version)?,
+                        _ => return Err(SessionError::Stuck { lane: self.lane_name }),
+                    }
+                    self.span(machine, start, true, 0, 0);
+                }
+                Turn::Done => return Ok(()),
+            }
+            if self.party == Party::Client {
+                let (done, total) = machine.progress();
+                let name = machine.node().map_or_else(String::new, |id| self.graph.node(id).name.clone());
+                self.recorder.progress(&Progress { phase: self.phase, lane: self.lane_name, name, done, total, bytes });
+            }
+        }
+    }
+
+    fn span(&self, machine: &dyn Machine, start: std::time::Duration, waiting: bool, bytes_up: u64, bytes_down: u64) {
+        let node = machine.node().map(|id| self.graph.node(id));
+        self.recorder.add(Span {
+            party: self.party,
+            phase: self.phase,
+            lane: self.lane_name,
+            name: node.map_or_else(|| "set-up".to_string(), |n| n.name.clone()),
+            layer: node.and_then(|n| n.layer),
+            start,
+            duration: self.recorder.now().saturating_sub(start),
+            bytes_up,
+            bytes_down,
+            waiting,
+        });
+    }
+}

@@ -1,0 +1,69 @@
+//! Sessions: the protocol's machines driven over the lanes of a connection, at both ends.
+//!
+//! A connection begins with the manifest and the client's keys and then carries any number of inferences. Offline, the HE
+//! and the OT lane run on threads of their own at both ends, so that the server's device computes one layer while its
+//! CPU garbles another and the link carries a third. The online lane follows.
+
+mod client;
+mod control;
+mod drive;
+mod error;
+mod recorder;
+mod server;
+mod spool;
+mod store;
+
+pub use client::{ClientConnection, ClientSession, Offer, Prepared, Tables};
+pub use error::SessionError;
+pub use recorder::{Party, Phase, Progress, Recorder, Span, chrome_trace, overlap};
+pub use server::{ServerContext, serve_connection};
+pub use spool::FileTables;
+pub use store::{Binding, CorrelationStore};
+
+use super::{Lane, NetError};
+
+/// Lanes of a connection: control, HE, OT, online.
+const LANES: u8 = 4;
+
+struct Lanes {
+    control: Lane,
+    he: Lane,
+    ot: Lane,
+    online: Lane,
+}
+
+impl Lanes {
+    fn new(lanes: Vec<Lane>) -> Result<Self, SessionError> {
+        let [control, he, ot, online] = <[Lane; LANES as usize]>::try_from(lanes)
+            .map_err(|_| SessionError::Thread("the connection has the wrong number of lanes".into()))?;
+        Ok(Self { control, he, ot, online })
+    }
+}
+
+/// Of two lanes' results, the error that came first: one that only says that the other failed gives way.
+fn first_cause(a: Result<(), SessionError>, b: Result<(), SessionError>) -> Result<(), SessionError> {
+    match (a, b) {
+        (Err(a), Err(b)) => Err(if a.is_consequence() { b } else { a }),
+        (a, b) => a.and(b),
+    }
+}
+
+fn setup_span(recorder: &Recorder, party: Party, name: &str, start: std::time::Duration) {
+    recorder.add(Span {
+        party,
+        phase: Phase::Setup,
+        lane: "setup",
+        name: name.into(),
+        layer: None,
+        start,
+        duration: recorder.now().saturating_sub(start),
+        bytes_up: 0,
+        bytes_down: 0,
+        waiting: false,
+    });
+}
+
+/// Whether an error is the peer's going away, which a server logs but outlives.
+pub fn is_peer_gone(e: &SessionError) -> bool {
+    matches!(e, SessionError::Net(NetError::Closed { .. } | NetError::Peer { .. }))
+}

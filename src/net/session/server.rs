@@ -1,0 +1,199 @@
+//! The server's end of a connection.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use super::{
+    LANES, Lanes, SessionError,
+    control::{Control, PART_BYTES},
+    drive::Driver,
+    first_cause,
+    recorder::{Party, Phase, Recorder},
+};
+use crate::{
+    arith::sample::SecureRng,
+    engine::Backend,
+    he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
+    model::{Graph, ModelSpec, ServerWeights},
+    net::{Channel, Lane, Meter, Mux, MuxOptions},
+    protocol::{
+        HeServer, KEY_BLOCK, Message, OnlineServer, OtServer, Plan, ServerCorrelation, SessionId, parameter_set,
+    },
+};
+
+/// What a server serves: one model on one backend, for any number of connections.
+pub struct ServerContext {
+    spec: ModelSpec,
+    weights: Arc<ServerWeights>,
+    manifest: Vec<u8>,
+    digest: [u8; 32],
+    context: Arc<BfvContext>,
+    max_tokens: usize,
+    plans: Mutex<HashMap<usize, Arc<Plan>>>,
+}
+
+impl ServerContext {
+    /// `manifest` is what clients are given; `max_tokens` the largest bucket served.
+    ///
+    /// # Errors
+    /// A description or a parameter set that cannot be built.
+    pub fn new(
+        spec: ModelSpec,
+        weights: Arc<ServerWeights>,
+        manifest: Vec<u8>,
+        backend: Arc<dyn Backend>,
+        max_tokens: usize,
+    ) -> Result<Self, SessionError> {
+        spec.validate()?;
+        let digest = *blake3::hash(&manifest).as_bytes();
+        let context = BfvContext::new(backend, parameter_set()?);
+        Ok(Self { spec, weights, manifest, digest, context, max_tokens, plans: Mutex::default() })
+    }
+
+    /// Digest of the manifest.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// Homomorphic work of all connections so far.
+    pub fn he_counters(&self) -> HeCounters {
+        self.context.counters()
+    }
+
+    fn plan(&self, tokens: usize) -> Result<Arc<Plan>, SessionError> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.get(&tokens) {
+            return Ok(plan.clone());
+        }
+        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?)?);
+        plans.insert(tokens, plan.clone());
+        Ok(plan)
+    }
+}
+
+/// Serves one connection until the client says goodbye or goes.
+///
+/// # Errors
+/// Whatever fails first on either side.
+pub fn serve_connection(
+    context: &ServerContext,
+    channel: Channel,
+    meter: Meter,
+    recorder: &Recorder,
+) -> Result<(), SessionError> {
+    let (mux, lanes) = Mux::new(channel, meter, MuxOptions::new([0; 16], LANES))?;
+    let lanes = Lanes::new(lanes)?;
+    let result = Connection { context, mux: &mux, lanes: &lanes, recorder }.run();
+    if let Err(e) = &result {
+        mux.abort(&e.to_string());
+    }
+    result
+}
+
+struct Connection<'a> {
+    context: &'a ServerContext,
+    mux: &'a Mux,
+    lanes: &'a Lanes,
+    recorder: &'a Recorder,
+}
+
+impl Connection<'_> {
+    fn run(&self) -> Result<(), SessionError> {
+        self.manifest()?;
+        let mut rng = SecureRng::from_os().map_err(|e| SessionError::Entropy(e.to_string()))?;
+        let start = self.recorder.now();
+        let mut keys: Option<Arc<HeKeys>> = None;
+        loop {
+            let (kind, payload) = self.lanes.control.recv()?;
+            if keys.is_none()
+                && let Ok(Message::Keys { public_key, galois_keys }) = Message::decode(kind, &payload)
+            {
+                let params = self.context.context.params();
+                let public = PublicKey::from_bytes(params, &public_key)?;
+                let galois = GaloisKeys::from_bytes(params, KEY_BLOCK, &galois_keys)?;
+                keys = Some(Arc::new(HeKeys::new(self.context.context.clone(), &public, Some(&galois))?));
+                super::setup_span(self.recorder, Party::Server, "keys", start);
+                continue;
+            }
+            match (Control::decode(kind, &payload)?, &keys) {
+                (Control::Bye, _) => return Ok(()),
+                (Control::Start { session, tokens, interleaved }, Some(keys)) => {
+                    let tokens = tokens as usize;
+                    if let Some(reason) = self.refusal(tokens) {
+                        self.say(&Control::Refused { reason })?;
+                        continue;
+                    }
+                    self.say(&Control::Ready)?;
+                    self.inference(session, tokens, interleaved, keys, &mut rng)?;
+                }
+                _ => return Err(SessionError::Unexpected { doing: "waiting for keys or an inference" }),
+            }
+        }
+    }
+
+    fn manifest(&self) -> Result<(), SessionError> {
+        let (kind, payload) = self.lanes.control.recv()?;
+        let Control::AskManifest { cached } = Control::decode(kind, &payload)? else {
+            return Err(SessionError::Unexpected { doing: "waiting for a request of the manifest" });
+        };
+        let (digest, manifest) = (self.context.digest, &self.context.manifest);
+        if cached == digest {
+            return self.say(&Control::Manifest { digest, length: 0 });
+        }
+        self.say(&Control::Manifest { digest, length: manifest.len() as u64 })?;
+        for part in manifest.chunks(PART_BYTES) {
+            self.say(&Control::ManifestPart { bytes: part.to_vec() })?;
+        }
+        Ok(())
+    }
+
+    fn say(&self, message: &Control) -> Result<(), SessionError> {
+        Ok(self.lanes.control.send(message.kind(), message.encode())?)
+    }
+
+    fn refusal(&self, tokens: usize) -> Option<String> {
+        if !crate::model::BUCKETS.contains(&tokens) || tokens > self.context.max_tokens {
+            return Some(format!("{tokens} tokens are not a bucket of this model (up to {})", self.context.max_tokens));
+        }
+        self.context.plan(tokens).err().map(|e| e.to_string())
+    }
+
+    fn driver<'b>(&'b self, phase: Phase, lane_name: &'static str, lane: &'b Lane, graph: &'b Graph) -> Driver<'b> {
+        Driver { party: Party::Server, phase, lane_name, lane, graph, recorder: self.recorder, board: None }
+    }
+
+    fn inference(
+        &self,
+        session: SessionId,
+        tokens: usize,
+        interleaved: bool,
+        keys: &Arc<HeKeys>,
+        rng: &mut SecureRng,
+    ) -> Result<(), SessionError> {
+        let plan = self.context.plan(tokens)?;
+        let correlation = Arc::new(ServerCorrelation::draw(session, rng));
+        let weights = self.context.weights.clone();
+        let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys.clone(), rng.fork());
+        let nodes = plan.ot_nodes(!interleaved, true);
+        let mut ot = OtServer::new(plan.clone(), correlation.clone(), nodes, rng.fork());
+        let guard = |result: Result<(), SessionError>| {
+            if let Err(e) = &result {
+                self.mux.abort(&e.to_string());
+            }
+            result
+        };
+        let he_driver = self.driver(Phase::Offline, "he", &self.lanes.he, &plan.graph);
+        let ot_driver = self.driver(Phase::Offline, "ot", &self.lanes.ot, &plan.graph);
+        let (first, second) = thread::scope(|scope| {
+            let he = scope.spawn(|| guard(he_driver.run(&mut he)));
+            let ot = guard(ot_driver.run(&mut ot));
+            (he.join().unwrap_or_else(|_| Err(SessionError::Thread("the HE lane stopped".into()))), ot)
+        });
+        first_cause(first, second)?;
+        let mut online = OnlineServer::new(plan.clone(), correlation, weights, interleaved.then_some(ot));
+        self.driver(Phase::Online, "online", &self.lanes.online, &plan.graph).run(&mut online)
+    }
+}

@@ -1,0 +1,353 @@
+//! The HE lane's work: which matrices the client encrypts, and what the server computes from them.
+//!
+//! A linear node takes its inputs' shares as they are. A product of two shared matrices has two cross terms, each a linear
+//! map of the client's share with the server's mask as the "weights":
+//!
+//! | node | term | encrypted `x` | operand `W` | result |
+//! |---|---|---|---|---|
+//! | `L R^T` per head | `A Rc^T` | `Rc_h` | `A_h^T` | transposed |
+//! | | `Lc B^T` | `Lc_h` | `B_h^T` | as it is |
+//! | `L R` per head | `A Rc` | `Rc_h^T` | `A_h^T` | transposed |
+//! | | `Lc B` | `Lc_h` | `B_h` | as it is |
+
+use std::collections::HashMap;
+
+use super::{ProtocolError, Result};
+use crate::{
+    he::ParameterSet,
+    model::{EdgeId, Graph, NodeId, Op, WEIGHT_LIMIT},
+    packing::{CoefficientPacking, CostWeights, MatmulSpec, OperandBound},
+};
+
+/// How a matrix is cut out of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cut {
+    /// The first rows, all columns.
+    Rows(usize),
+    /// Columns of one head.
+    Columns {
+        /// Head.
+        head: usize,
+        /// Columns of a head.
+        width: usize,
+    },
+    /// Columns of one head, transposed.
+    ColumnsTransposed {
+        /// Head.
+        head: usize,
+        /// Columns of a head.
+        width: usize,
+    },
+    /// Rows of one head.
+    HeadRows {
+        /// Head.
+        head: usize,
+        /// Rows of a head.
+        height: usize,
+    },
+    /// Rows of one head, transposed.
+    HeadRowsTransposed {
+        /// Head.
+        head: usize,
+        /// Rows of a head.
+        height: usize,
+    },
+}
+
+impl Cut {
+    /// Rows and columns of the cut.
+    pub fn shape(self, rows: usize, cols: usize) -> (usize, usize) {
+        match self {
+            Self::Rows(n) => (n, cols),
+            Self::Columns { width, .. } => (rows, width),
+            Self::ColumnsTransposed { width, .. } => (width, rows),
+            Self::HeadRows { height, .. } => (height, cols),
+            Self::HeadRowsTransposed { height, .. } => (cols, height),
+        }
+    }
+
+    /// The cut of a row-major matrix.
+    pub fn take(self, x: &[u64], rows: usize, cols: usize) -> Vec<u64> {
+        match self {
+            Self::Rows(n) => x[..n * cols].to_vec(),
+            Self::Columns { head, width } => {
+                let span = head * width..(head + 1) * width;
+                x.chunks_exact(cols).flat_map(|row| row[span.clone()].iter().copied()).collect()
+            }
+            Self::ColumnsTransposed { head, width } => {
+                (head * width..(head + 1) * width).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
+            }
+            Self::HeadRows { head, height } => x[head * height * cols..(head + 1) * height * cols].to_vec(),
+            Self::HeadRowsTransposed { head, height } => {
+                (0..cols).flat_map(|c| (head * height..(head + 1) * height).map(move |r| x[r * cols + c])).collect()
+            }
+        }
+    }
+}
+
+/// One cross term of a product, for one head.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossTerm {
+    /// The client's matrix.
+    pub encrypted: (EdgeId, Cut),
+    /// The server's mask: of the left operand if `operand_left`, and how it is cut.
+    pub operand_left: bool,
+    /// Cut of the mask.
+    pub operand: Cut,
+    /// Head.
+    pub head: usize,
+    /// Whether the result is the transpose of the head's part of the output.
+    pub transposed: bool,
+}
+
+/// The two cross terms of a product node, each for all heads; nothing for other nodes.
+pub fn cross_terms(graph: &Graph, node: NodeId) -> Vec<Vec<CrossTerm>> {
+    let Op::Product { left, right, heads, transpose_right, .. } = graph.node(node).op else { return Vec::new() };
+    let (l, r) = (graph.edge(left), graph.edge(right));
+    let width = r.cols / heads;
+    let terms = |head: usize| {
+        if transpose_right {
+            let columns = Cut::Columns { head, width };
+            let transposed = Cut::ColumnsTransposed { head, width };
+            [
+                CrossTerm {
+                    encrypted: (right, columns),
+                    operand_left: true,
+                    operand: transposed,
+                    head,
+                    transposed: true,
+                },
+                CrossTerm {
+                    encrypted: (left, columns),
+                    operand_left: false,
+                    operand: transposed,
+                    head,
+                    transposed: false,
+                },
+            ]
+        } else {
+            let height = l.rows / heads;
+            [
+                CrossTerm {
+                    encrypted: (right, Cut::ColumnsTransposed { head, width }),
+                    operand_left: true,
+                    operand: Cut::HeadRowsTransposed { head, height },
+                    head,
+                    transposed: true,
+                },
+                CrossTerm {
+                    encrypted: (left, Cut::HeadRows { head, height }),
+                    operand_left: false,
+                    operand: Cut::Columns { head, width },
+                    head,
+                    transposed: false,
+                },
+            ]
+        }
+    };
+    let (first, second) = (0..heads).map(terms).map(|[a, b]| (a, b)).unzip();
+    vec![first, second]
+}
+
+/// Adds the result of a cross term (`rows x cols`, row-major) to the product it belongs to, modulo 2^64.
+pub fn add_cross_term(graph: &Graph, node: NodeId, term: &CrossTerm, result: &[u64], cols: usize, sum: &mut [u64]) {
+    let Op::Product { heads, transpose_right, .. } = graph.node(node).op else { return };
+    let out = graph.edge(graph.node(node).output);
+    // Where element (i, j) of the head's part is in the output.
+    let at = |i: usize, j: usize| {
+        if transpose_right {
+            (term.head * (out.rows / heads) + i) * out.cols + j
+        } else {
+            i * out.cols + term.head * (out.cols / heads) + j
+        }
+    };
+    for (a, row) in result.chunks_exact(cols).enumerate() {
+        for (b, &value) in row.iter().enumerate() {
+            let s = &mut sum[if term.transposed { at(b, a) } else { at(a, b) }];
+            *s = s.wrapping_add(value);
+        }
+    }
+}
+
+/// The homomorphic work of one node.
+pub enum HeItem {
+    /// A linear node: inputs (their first `rows` rows) and the layout.
+    Linear {
+        /// Inputs, concatenated along features.
+        inputs: Vec<EdgeId>,
+        /// Rows that take part.
+        rows: usize,
+        /// Layout and noise.
+        packing: CoefficientPacking,
+    },
+    /// A product node: its cross terms, each with a layout of its own.
+    Product(Vec<(Vec<CrossTerm>, CoefficientPacking)>),
+}
+
+/// The HE lane's work, in execution order.
+pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeItem)>> {
+    let mut blocks: HashMap<usize, usize> = HashMap::new();
+    let mut items = Vec::new();
+    for (id, node) in graph.iter() {
+        match &node.op {
+            Op::Linear { inputs, .. } => {
+                let rows = graph.edge(node.output).rows;
+                let block = match blocks.get(&rows) {
+                    Some(&block) => block,
+                    None => {
+                        let block = linear_block(graph, params, rows)?;
+                        blocks.insert(rows, block);
+                        block
+                    }
+                };
+                let packing =
+                    CoefficientPacking::with_block(params, &linear_spec(graph, id), stride(params, rows), block)?;
+                items.push((id, HeItem::Linear { inputs: inputs.clone(), rows, packing }));
+            }
+            Op::Product { .. } => {
+                let terms = cross_terms(graph, id)
+                    .into_iter()
+                    .map(|terms| {
+                        let packing = CoefficientPacking::choose(params, &term_spec(graph, id, &terms), &weights())?;
+                        Ok((terms, packing))
+                    })
+                    .collect::<Result<_>>()?;
+                items.push((id, HeItem::Product(terms)));
+            }
+            _ => {}
+        }
+    }
+    Ok(items)
+}
+
+/// Widest block that the client makes switching keys for.
+pub const KEY_BLOCK: usize = 64;
+
+fn weights() -> CostWeights {
+    CostWeights { max_block: KEY_BLOCK, ..CostWeights::default() }
+}
+
+fn stride(params: &ParameterSet, rows: usize) -> usize {
+    params.n() / rows.next_power_of_two()
+}
+
+fn linear_spec(graph: &Graph, node: NodeId) -> MatmulSpec {
+    let inputs = graph.node(node).op.inputs();
+    let out = graph.edge(graph.node(node).output);
+    MatmulSpec {
+        t: graph.edge(inputs[0]).ring,
+        heads: 1,
+        rows: out.rows,
+        inner: inputs.iter().map(|&e| graph.edge(e).cols).collect(),
+        cols: out.cols,
+        operand: OperandBound::Weights { max_abs: WEIGHT_LIMIT },
+    }
+}
+
+fn term_spec(graph: &Graph, node: NodeId, terms: &[CrossTerm]) -> MatmulSpec {
+    let op = &graph.node(node).op;
+    let (edge, cut) = terms[0].encrypted;
+    let (rows, inner) = cut.shape(graph.edge(edge).rows, graph.edge(edge).cols);
+    let operand = graph.edge(op.inputs()[if terms[0].operand_left { 0 } else { 1 }]);
+    let (_, cols) = terms[0].operand.shape(operand.rows, operand.cols);
+    MatmulSpec {
+        t: graph.edge(edge).ring,
+        heads: terms.len(),
+        rows,
+        inner: vec![inner],
+        cols,
+        operand: OperandBound::Uniform,
+    }
+}
+
+/// One block width for all linear nodes of as many rows, since they share encrypted inputs: the cheapest in sum.
+fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize) -> Result<usize> {
+    let nodes: Vec<NodeId> = graph
+        .iter()
+        .filter(|(_, n)| matches!(n.op, Op::Linear { .. }) && graph.edge(n.output).rows == rows)
+        .map(|(id, _)| id)
+        .collect();
+    let stride = stride(params, rows);
+    let mut best: Option<(f64, usize)> = None;
+    let mut refusal = None;
+    let mut block = stride.min(KEY_BLOCK);
+    while block > 0 {
+        let cost = nodes.iter().try_fold(0.0, |sum, &id| {
+            CoefficientPacking::with_block(params, &linear_spec(graph, id), stride, block)
+                .map(|p| sum + p.cost(&weights()))
+        });
+        match cost {
+            Ok(cost) if best.is_none_or(|(c, _)| cost < c) => best = Some((cost, block)),
+            Ok(_) => {}
+            Err(e) => refusal = Some(e),
+        }
+        block /= 2;
+    }
+    match (best, refusal) {
+        (Some((_, block)), _) => Ok(block),
+        (None, Some(e)) => Err(e.into()),
+        (None, None) => Err(ProtocolError::Mismatch { detail: format!("{rows} rows do not fit the ring") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        arith::ShareModulus,
+        model::{Edge, Node},
+        protocol::bilinear,
+    };
+
+    /// Both cross terms of both products, computed in the clear as the server would, add up to the bilinear map.
+    #[test]
+    fn cross_terms_add_up() {
+        let ring = ShareModulus::pow2(64).unwrap();
+        let edge = |name: &str, rows, cols| Edge { name: name.into(), rows, cols, ring, frac: 0 };
+        for (edges, transpose_right) in [
+            (vec![edge("l", 5, 6), edge("r", 5, 6), edge("o", 10, 5)], true),
+            (vec![edge("l", 10, 5), edge("r", 5, 6), edge("o", 5, 6)], false),
+            (vec![edge("l", 2, 5), edge("r", 5, 6), edge("o", 1, 6)], false),
+        ] {
+            let op = Op::Product { left: EdgeId(0), right: EdgeId(1), heads: 2, transpose_right, mask: None };
+            let graph = Graph {
+                tokens: 5,
+                nodes: vec![Node { name: "p".into(), layer: None, op, output: EdgeId(2) }],
+                embedding: EdgeId(0),
+                pool: None,
+                output: EdgeId(2),
+                stages: vec![],
+                edges,
+            };
+            let fill = |k: u64, n: usize| (0..n as u64).map(|i| (i + 1).wrapping_mul(k)).collect::<Vec<u64>>();
+            let (l, r) = (&graph.edges[0], &graph.edges[1]);
+            let (lc, rc) = (fill(0x9e37_79b9_7f4a_7c15, l.len()), fill(0xbf58_476d_1ce4_e5b9, r.len()));
+            let (a, b) = (fill(0x94d0_49bb_1331_11eb, l.len()), fill(0x2545_f491_4f6c_dd1d, r.len()));
+            let mut sum = vec![0; graph.edges[2].len()];
+            for term in cross_terms(&graph, NodeId(0)).into_iter().flatten() {
+                let (edge, cut) = term.encrypted;
+                let e = graph.edge(edge);
+                let x = cut.take(if edge == EdgeId(0) { &lc } else { &rc }, e.rows, e.cols);
+                let (rows, inner) = cut.shape(e.rows, e.cols);
+                let (o, mask) = if term.operand_left { (l, &a) } else { (r, &b) };
+                let w = term.operand.take(mask, o.rows, o.cols);
+                let (wr, cols) = term.operand.shape(o.rows, o.cols);
+                assert_eq!(inner, wr);
+                let mut y = vec![0u64; rows * cols];
+                for i in 0..rows {
+                    for j in 0..cols {
+                        for k in 0..inner {
+                            y[i * cols + j] =
+                                y[i * cols + j].wrapping_add(x[i * inner + k].wrapping_mul(w[k * cols + j]));
+                        }
+                    }
+                }
+                add_cross_term(&graph, NodeId(0), &term, &y, cols, &mut sum);
+            }
+            let first = bilinear(&graph, NodeId(0), &a, &rc).unwrap();
+            let second = bilinear(&graph, NodeId(0), &lc, &b).unwrap();
+            let expected: Vec<u64> = first.iter().zip(&second).map(|(x, y)| x.wrapping_add(*y)).collect();
+            assert_eq!(sum, expected);
+        }
+    }
+}

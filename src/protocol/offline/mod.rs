@@ -1,0 +1,12 @@
+//! The offline phase: two lanes that run at the same time, HE and OT with garbling.
+
+mod he_client;
+mod he_server;
+mod ot_client;
+mod ot_server;
+mod rows;
+
+pub use he_client::HeClient;
+pub use he_server::HeServer;
+pub use ot_client::OtClient;
+pub use ot_server::OtServer;

@@ -1,0 +1,292 @@
+//! The client online: masked inputs up, then garbled layers evaluated and products restored, stage by stage.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::bilinear::bilinear;
+use crate::{
+    model::{EdgeId, Graph, Inputs, NodeId, Op},
+    mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk},
+    protocol::{
+        ClientCorrelation, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, Turn, gate_key, pack_ring,
+        unpack_ring,
+    },
+};
+
+/// What is expected next within a stage.
+#[derive(Clone, Copy)]
+enum Expected {
+    Chunk(NodeId, usize),
+    Operands(NodeId),
+}
+
+/// The client's machine of the online phase.
+pub struct OnlineClient {
+    plan: Arc<Plan>,
+    correlation: Arc<ClientCorrelation>,
+    input: Option<Inputs>,
+    length: usize,
+    /// Makes tables just before they are used, in the interleaved mode.
+    garbling: Option<OtClient>,
+    stage: usize,
+    expected: VecDeque<Expected>,
+    colours: Vec<u8>,
+    replies: VecDeque<Message>,
+    output: Option<Vec<i64>>,
+    current: Option<NodeId>,
+    state: State,
+    stages_prepared: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Start,
+    Stage,
+    Waiting,
+    Replying,
+    Opening,
+    Done,
+}
+
+impl OnlineClient {
+    /// Starts an inference on a finished correlation. With `interleaved` (an OT machine without work yet) garbled nodes
+    /// are made stage by stage.
+    ///
+    /// # Errors
+    /// Input of another shape than the graph's.
+    pub fn new(
+        plan: Arc<Plan>,
+        correlation: Arc<ClientCorrelation>,
+        input: Inputs,
+        interleaved: Option<OtClient>,
+    ) -> Result<Self> {
+        let graph = &plan.graph;
+        let pool = graph.pool.map(|e| graph.edge(e).len());
+        if input.embedding.len() != graph.edge(graph.embedding).len()
+            || input.pool.as_ref().map(Vec::len) != pool
+            || input.len > graph.tokens
+        {
+            return Err(ProtocolError::Mismatch { detail: "the input's shape is not the graph's".into() });
+        }
+        Ok(Self {
+            length: input.len,
+            input: Some(input),
+            plan,
+            correlation,
+            garbling: interleaved,
+            stage: 0,
+            expected: Default::default(),
+            colours: Vec::new(),
+            replies: Default::default(),
+            output: None,
+            current: None,
+            state: State::Start,
+            stages_prepared: 0,
+        })
+    }
+
+    /// The opened output in fixed point, once the machine is done.
+    pub fn output(&self) -> Option<&[i64]> {
+        self.output.as_deref()
+    }
+
+    fn graph(&self) -> &Graph {
+        &self.plan.graph
+    }
+
+    fn masked_input(&mut self) -> Result<Message> {
+        self.correlation.spend()?;
+        let input = self.input.take().ok_or(ProtocolError::Spent)?;
+        let graph = self.graph();
+        let mask = |id: EdgeId, values: &[i64]| -> Result<Vec<u8>> {
+            let ring = graph.edge(id).ring;
+            let share = self.correlation.board.expect(graph, id)?;
+            let masked: Vec<u64> =
+                values.iter().zip(share.iter()).map(|(&x, &r)| ring.sub(ring.from_signed(x), r)).collect();
+            Ok(pack_ring(&masked, ring))
+        };
+        let embedding = mask(graph.embedding, &input.embedding)?;
+        let pool = match (graph.pool, &input.pool) {
+            (Some(id), Some(values)) => mask(id, values)?,
+            _ => Vec::new(),
+        };
+        Ok(Message::Input { embedding, pool })
+    }
+
+    /// Lists what a stage will bring.
+    fn enter_stage(&mut self) {
+        let nodes = self.plan.graph.stages[self.stage].interactive.clone();
+        for id in nodes {
+            match self.plan.ot(id) {
+                Some(OtPlan::Garbled(g)) => self.expected.extend((0..g.chunks()).map(|c| Expected::Chunk(id, c))),
+                _ => self.expected.push_back(Expected::Operands(id)),
+            }
+        }
+    }
+
+    fn on_labels(&mut self, id: NodeId, chunk: usize, labels: &[u8]) -> Result<()> {
+        let plan = self.plan.garbled(id)?;
+        let count = plan.chunk(chunk).len();
+        let own = self.correlation.take_labels((id, chunk))?;
+        let tables = self.correlation.tables.take(id, chunk)?;
+        let theirs = blocks_from_bytes(labels)
+            .filter(|l| l.len() == count * plan.gadget.circuit().garbler_inputs())
+            .ok_or_else(|| ProtocolError::Mismatch { detail: format!("labels of node {} chunk {chunk}", id.0) })?;
+        let key = gate_key(&self.correlation.session, id, plan.chunk(chunk).start);
+        let bits = evaluate_chunk(plan.gadget.circuit(), key, &tables, &own, &theirs, count)
+            .map_err(|e| ProtocolError::Garble(e.to_string()))?;
+        self.colours.extend_from_slice(&bits);
+        if chunk + 1 == plan.chunks() {
+            let bits = std::mem::take(&mut self.colours);
+            self.replies.push_back(Message::Colours { node: id.0 as u32, bits });
+        }
+        Ok(())
+    }
+
+    /// The client's share of a product, with its mask offsets, less its next mask.
+    fn on_operands(&mut self, id: NodeId, left: &[u8], right: &[u8]) -> Result<()> {
+        let graph = self.graph();
+        let node = graph.node(id);
+        let (l, r) = operands(&node.op)?;
+        let board = &self.correlation.board;
+        let (own_l, own_r) = (board.expect(graph, l)?, board.expect(graph, r)?);
+        let delta_l = unpack_ring(left, graph.edge(l).len(), graph.edge(l).ring)?;
+        let delta_r = match node.op {
+            Op::SquareSum { .. } => delta_l.clone(),
+            _ => unpack_ring(right, graph.edge(r).len(), graph.edge(r).ring)?,
+        };
+        let opened: Vec<u64> = own_l.iter().zip(&delta_l).map(|(&x, &d)| x.wrapping_add(d)).collect();
+        let mut share = bilinear(graph, id, &opened, &own_r)?;
+        let cross = bilinear(graph, id, &own_l, &delta_r)?;
+        let offline = self.correlation.take_product(id)?;
+        let out = graph.edge(node.output);
+        let next = board.expect(graph, node.output)?;
+        for (i, s) in share.iter_mut().enumerate() {
+            let offset = match node.op {
+                Op::Product { mask: Some(offset), .. } if i % out.cols >= self.length => offset as u64,
+                _ => 0,
+            };
+            let sum = s.wrapping_add(cross[i]).wrapping_add(offline[i]).wrapping_add(offset);
+            *s = out.ring.sub(sum, next[i]);
+        }
+        let share = pack_ring(&share, out.ring);
+        self.replies.push_back(Message::Restored { node: id.0 as u32, share });
+        Ok(())
+    }
+
+    fn on_open(&mut self, share: &[u8]) -> Result<()> {
+        let graph = self.graph();
+        let edge = graph.edge(graph.output);
+        let theirs = unpack_ring(share, edge.len(), edge.ring)?;
+        let own = self.correlation.board.expect(graph, graph.output)?;
+        let open = own.iter().zip(&theirs).map(|(&a, &b)| edge.ring.to_signed(edge.ring.add(a, b))).collect();
+        self.output = Some(open);
+        Ok(())
+    }
+
+    fn receive(&mut self, message: Message) -> Result<()> {
+        let found = message.name();
+        match (self.state, message) {
+            (State::Waiting, message) => {
+                let wrong = |expected| ProtocolError::Unexpected { lane: "online client", expected, found };
+                match (self.expected.pop_front(), message) {
+                    (Some(Expected::Chunk(id, chunk)), Message::Labels { node, chunk: c, labels })
+                        if (node as usize, c as usize) == (id.0, chunk) =>
+                    {
+                        self.current = Some(id);
+                        self.on_labels(id, chunk, &labels)
+                    }
+                    (Some(Expected::Operands(id)), Message::Masked { node, left, right }) if node as usize == id.0 => {
+                        self.current = Some(id);
+                        self.on_operands(id, &left, &right)
+                    }
+                    (Some(Expected::Chunk(..)), _) => Err(wrong("wire labels of the next chunk")),
+                    _ => Err(wrong("masked operands of the next product")),
+                }
+            }
+            (State::Opening, Message::Open { share }) => {
+                self.state = State::Done;
+                self.on_open(&share)
+            }
+            _ => Err(ProtocolError::Unexpected { lane: "online client", expected: "nothing yet", found }),
+        }
+    }
+}
+
+/// The two operands of a product node.
+pub(super) fn operands(op: &Op) -> Result<(EdgeId, EdgeId)> {
+    match op {
+        Op::Product { left, right, .. } => Ok((*left, *right)),
+        Op::SquareSum { input } => Ok((*input, *input)),
+        Op::RowScale { input, scale, .. } => Ok((*input, *scale)),
+        _ => Err(ProtocolError::Mismatch { detail: "the peer treats a node as a product that is none".into() }),
+    }
+}
+
+/// Garbled nodes of a stage.
+pub(super) fn garbled_nodes(plan: &Plan, stage: usize) -> Vec<NodeId> {
+    let nodes = &plan.graph.stages[stage].interactive;
+    nodes.iter().copied().filter(|&id| matches!(plan.graph.node(id).op, Op::Garbled { .. })).collect()
+}
+
+impl Machine for OnlineClient {
+    fn advance(&mut self, mut incoming: Option<Message>) -> Result<Turn> {
+        loop {
+            match self.state {
+                State::Start => {
+                    self.state = State::Stage;
+                    return Ok(Turn::Send(self.masked_input()?));
+                }
+                State::Stage => {
+                    if self.stage == self.plan.graph.stages.len() {
+                        self.state = State::Opening;
+                        continue;
+                    }
+                    if let Some(ot) = &mut self.garbling {
+                        if self.stages_prepared == self.stage {
+                            ot.enqueue(garbled_nodes(&self.plan, self.stage));
+                            self.stages_prepared += 1;
+                        }
+                        match ot.advance(incoming.take())? {
+                            Turn::Done => {}
+                            turn => {
+                                self.current = ot.node();
+                                return Ok(turn);
+                            }
+                        }
+                    }
+                    self.enter_stage();
+                    self.state = State::Waiting;
+                }
+                State::Waiting => {
+                    if let Some(message) = incoming.take() {
+                        self.receive(message)?;
+                    }
+                    if !self.expected.is_empty() {
+                        return Ok(Turn::Receive);
+                    }
+                    self.state = State::Replying;
+                }
+                State::Replying => match self.replies.pop_front() {
+                    Some(message) => return Ok(Turn::Send(message)),
+                    None => {
+                        self.stage += 1;
+                        self.state = State::Stage;
+                    }
+                },
+                State::Opening => match incoming.take() {
+                    Some(message) => self.receive(message)?,
+                    None => return Ok(Turn::Receive),
+                },
+                State::Done => return Ok(Turn::Done),
+            }
+        }
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        self.current
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        (self.stage as u64, self.plan.graph.stages.len() as u64)
+    }
+}

@@ -1,0 +1,312 @@
+//! The server online: plain integer linear algebra on its shares, labels and masked operands down, stage by stage.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use zeroize::Zeroizing;
+
+use super::{
+    bilinear::bilinear,
+    client::{garbled_nodes, operands},
+};
+use crate::{
+    model::{EdgeId, NodeId, Op, ServerWeights},
+    mpc::{
+        block::blocks_as_bytes,
+        garble::{
+            GadgetError,
+            half_gates::{Garbling, LabelSeed},
+        },
+    },
+    protocol::{
+        Machine, Message, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec, ServerCorrelation, Turn, gate_key,
+        pack_ring, row_sums, unpack_ring, weights::linear,
+    },
+};
+
+/// What is to be sent within a stage.
+#[derive(Clone, Copy)]
+enum Outgoing {
+    Chunk(NodeId, usize),
+    Operands(NodeId),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Start,
+    Stage,
+    Sending,
+    Waiting,
+    Opening,
+    Done,
+}
+
+/// The server's machine of the online phase.
+pub struct OnlineServer {
+    plan: Arc<Plan>,
+    correlation: Arc<ServerCorrelation>,
+    weights: Arc<ServerWeights>,
+    shares: Vec<Option<SecretVec>>,
+    garbling: Option<OtServer>,
+    stage: usize,
+    stages_prepared: usize,
+    outgoing: VecDeque<Outgoing>,
+    waiting: VecDeque<NodeId>,
+    current: Option<NodeId>,
+    state: State,
+}
+
+impl OnlineServer {
+    /// Starts an inference on a finished correlation; `interleaved` as at the client.
+    pub fn new(
+        plan: Arc<Plan>,
+        correlation: Arc<ServerCorrelation>,
+        weights: Arc<ServerWeights>,
+        interleaved: Option<OtServer>,
+    ) -> Self {
+        let shares = plan.graph.edges.iter().map(|_| None).collect();
+        Self {
+            plan,
+            correlation,
+            weights,
+            shares,
+            garbling: interleaved,
+            stage: 0,
+            stages_prepared: 0,
+            outgoing: VecDeque::new(),
+            waiting: VecDeque::new(),
+            current: None,
+            state: State::Start,
+        }
+    }
+
+    /// The server's share of an edge, once it is there; for the edge-by-edge comparison with the oracle.
+    #[cfg(test)]
+    pub(crate) fn share_of(&self, edge: EdgeId) -> Option<&[u64]> {
+        self.shares[edge.0].as_deref()
+    }
+
+    fn share(&self, edge: EdgeId) -> Result<&SecretVec> {
+        self.shares[edge.0].as_ref().ok_or_else(|| ProtocolError::Missing {
+            what: format!("the server's share of {}", self.plan.graph.edge(edge).name),
+        })
+    }
+
+    fn on_input(&mut self, embedding: &[u8], pool: &[u8]) -> Result<()> {
+        self.correlation.spend()?;
+        let graph = &self.plan.graph;
+        let unpack = |id: EdgeId, bytes: &[u8]| unpack_ring(bytes, graph.edge(id).len(), graph.edge(id).ring);
+        let (first, second) = (unpack(graph.embedding, embedding)?, graph.pool.map(|id| unpack(id, pool)).transpose()?);
+        self.shares[graph.embedding.0] = Some(SecretVec::new(first));
+        if let (Some(id), Some(values)) = (graph.pool, second) {
+            self.shares[id.0] = Some(SecretVec::new(values));
+        }
+        Ok(())
+    }
+
+    /// Local nodes of a stage, and the list of what its interactive nodes send.
+    fn enter_stage(&mut self) -> Result<()> {
+        let plan = self.plan.clone();
+        let stage = &plan.graph.stages[self.stage];
+        for &id in &stage.local {
+            self.current = Some(id);
+            let node = plan.graph.node(id);
+            let out = plan.graph.edge(node.output);
+            let share = match &node.op {
+                Op::RowSum { input } => {
+                    let edge = plan.graph.edge(*input);
+                    row_sums(self.share(*input)?, edge.cols, edge.ring)
+                }
+                Op::Linear { inputs, .. } => {
+                    // `c = R W - Z` is reduced by the client to the narrower ring of the output; so is this side.
+                    let mut sum = self.correlation.take_linear(id)?;
+                    let parts = inputs.iter().map(|&e| Ok((e, &**self.share(e)?))).collect::<Result<Vec<_>>>()?;
+                    let product = linear(&self.weights, &plan.graph, id, &parts)?;
+                    sum.iter_mut().zip(&product).for_each(|(s, &p)| *s = out.ring.reduce(s.wrapping_add(p)));
+                    sum.to_vec()
+                }
+                _ => return Err(ProtocolError::Mismatch { detail: format!("{} is not local", node.name) }),
+            };
+            self.shares[node.output.0] = Some(SecretVec::new(share));
+        }
+        for &id in &stage.interactive {
+            match plan.ot(id) {
+                Some(OtPlan::Garbled(g)) => self.outgoing.extend((0..g.chunks()).map(|c| Outgoing::Chunk(id, c))),
+                _ => self.outgoing.push_back(Outgoing::Operands(id)),
+            }
+            self.waiting.push_back(id);
+        }
+        Ok(())
+    }
+
+    /// Labels of this side's input bits, the rounding offset added.
+    fn labels(&self, id: NodeId, chunk: usize) -> Result<Message> {
+        let plan = self.plan.garbled(id)?;
+        let Op::Garbled { input, .. } = self.plan.graph.node(id).op else {
+            return Err(ProtocolError::Mismatch { detail: format!("node {} is not garbled", id.0) });
+        };
+        let range = plan.chunk(chunk);
+        let share = self.share(input)?;
+        let wrong = |e: GadgetError| ProtocolError::Garble(e.to_string());
+        let bits = Zeroizing::new(plan.gadget.garbler_bits(&share[plan.elements(chunk)]).map_err(wrong)?);
+        let key = gate_key(&self.correlation.session, id, range.start);
+        let secrets = &self.correlation.secrets;
+        let seed = LabelSeed::new(secrets.label_seed);
+        let labels = Garbling::new(plan.gadget.circuit(), secrets.delta, key, &seed)
+            .and_then(|g| g.garbler_labels(&bits, range.len()))
+            .map_err(|e| ProtocolError::Garble(e.to_string()))?;
+        Ok(Message::Labels { node: id.0 as u32, chunk: chunk as u32, labels: blocks_as_bytes(&labels).to_vec() })
+    }
+
+    fn masked(&self, id: NodeId) -> Result<Message> {
+        let graph = &self.plan.graph;
+        let (l, r) = operands(&graph.node(id).op)?;
+        let (left, right) = (self.share(l)?, self.share(r)?);
+        let mask = |id: EdgeId, share: &[u64], mask: &[u64]| {
+            let ring = graph.edge(id).ring;
+            let masked: Vec<u64> = share.iter().zip(mask).map(|(&x, &m)| ring.sub(x, m)).collect();
+            pack_ring(&masked, ring)
+        };
+        self.correlation.with_masks(id, |m| {
+            let square = matches!(graph.node(id).op, Op::SquareSum { .. });
+            Message::Masked {
+                node: id.0 as u32,
+                left: mask(l, left, &m.left_mask),
+                right: if square { Vec::new() } else { mask(r, right, &m.right_mask) },
+            }
+        })
+    }
+
+    fn on_colours(&mut self, id: NodeId, colours: &[u8]) -> Result<()> {
+        let plan = self.plan.garbled(id)?;
+        let mut share = Vec::with_capacity(plan.instances * plan.gadget.cols());
+        let mut rest = colours;
+        for chunk in 0..plan.chunks() {
+            let permute = self.correlation.take_permute((id, chunk))?;
+            let wrong = || ProtocolError::Mismatch { detail: format!("colour bits of node {}", id.0) };
+            let (bytes, tail) = rest.split_at_checked(permute.len()).ok_or_else(wrong)?;
+            rest = tail;
+            share.extend(
+                plan.gadget
+                    .output_shares(bytes, &permute, plan.chunk(chunk).len())
+                    .map_err(|e| ProtocolError::Garble(e.to_string()))?,
+            );
+        }
+        if !rest.is_empty() {
+            return Err(ProtocolError::Mismatch { detail: format!("colour bits of node {}", id.0) });
+        }
+        let output = self.plan.graph.node(id).output;
+        self.shares[output.0] = Some(SecretVec::new(share));
+        Ok(())
+    }
+
+    fn on_restored(&mut self, id: NodeId, share: &[u8]) -> Result<()> {
+        let graph = &self.plan.graph;
+        let output = graph.node(id).output;
+        let edge = graph.edge(output);
+        let theirs = unpack_ring(share, edge.len(), edge.ring)?;
+        let (l, r) = operands(&graph.node(id).op)?;
+        let mut sum = bilinear(graph, id, self.share(l)?, self.share(r)?)?;
+        let offline = self.correlation.take_product(id)?;
+        // The masks have served.
+        drop(self.correlation.take_masks(id)?);
+        for (i, s) in sum.iter_mut().enumerate() {
+            *s = edge.ring.reduce(s.wrapping_add(offline[i]).wrapping_add(theirs[i]));
+        }
+        self.shares[output.0] = Some(SecretVec::new(sum));
+        Ok(())
+    }
+
+    fn receive(&mut self, message: Message) -> Result<()> {
+        let found = message.name();
+        let unexpected = |expected| ProtocolError::Unexpected { lane: "online server", expected, found };
+        match (self.state, message) {
+            (State::Start, Message::Input { embedding, pool }) => {
+                self.state = State::Stage;
+                self.on_input(&embedding, &pool)
+            }
+            (State::Start, _) => Err(unexpected("masked inputs")),
+            (State::Waiting, message) => match (self.waiting.pop_front(), message) {
+                (Some(id), Message::Colours { node, bits }) if node as usize == id.0 => {
+                    self.current = Some(id);
+                    self.on_colours(id, &bits)
+                }
+                (Some(id), Message::Restored { node, share }) if node as usize == id.0 => {
+                    self.current = Some(id);
+                    self.on_restored(id, &share)
+                }
+                _ => Err(unexpected("the reply of the next node")),
+            },
+            _ => Err(unexpected("nothing yet")),
+        }
+    }
+}
+
+impl Machine for OnlineServer {
+    fn advance(&mut self, mut incoming: Option<Message>) -> Result<Turn> {
+        loop {
+            match self.state {
+                State::Start => match incoming.take() {
+                    Some(message) => self.receive(message)?,
+                    None => return Ok(Turn::Receive),
+                },
+                State::Stage => {
+                    if self.stage == self.plan.graph.stages.len() {
+                        self.state = State::Opening;
+                        continue;
+                    }
+                    if let Some(ot) = &mut self.garbling {
+                        if self.stages_prepared == self.stage {
+                            ot.enqueue(garbled_nodes(&self.plan, self.stage));
+                            self.stages_prepared += 1;
+                        }
+                        match ot.advance(incoming.take())? {
+                            Turn::Done => {}
+                            turn => {
+                                self.current = ot.node();
+                                return Ok(turn);
+                            }
+                        }
+                    }
+                    self.enter_stage()?;
+                    self.state = State::Sending;
+                }
+                State::Sending => match self.outgoing.pop_front() {
+                    Some(Outgoing::Chunk(id, chunk)) => {
+                        self.current = Some(id);
+                        return Ok(Turn::Send(self.labels(id, chunk)?));
+                    }
+                    Some(Outgoing::Operands(id)) => {
+                        self.current = Some(id);
+                        return Ok(Turn::Send(self.masked(id)?));
+                    }
+                    None => self.state = State::Waiting,
+                },
+                State::Waiting => {
+                    if let Some(message) = incoming.take() {
+                        self.receive(message)?;
+                    }
+                    if !self.waiting.is_empty() {
+                        return Ok(Turn::Receive);
+                    }
+                    self.stage += 1;
+                    self.state = State::Stage;
+                }
+                State::Opening => {
+                    let graph = &self.plan.graph;
+                    let share = pack_ring(self.share(graph.output)?, graph.edge(graph.output).ring);
+                    self.state = State::Done;
+                    return Ok(Turn::Send(Message::Open { share }));
+                }
+                State::Done => return Ok(Turn::Done),
+            }
+        }
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        self.current
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        (self.stage as u64, self.plan.graph.stages.len() as u64)
+    }
+}

@@ -1,0 +1,95 @@
+//! The protocol in memory, machine against machine in one thread, against the oracle, edge by edge.
+
+use std::{path::Path, sync::Arc};
+
+use super::*;
+use crate::{
+    arith::sample::SecureRng,
+    engine::cpu::CpuBackend,
+    he::{BfvContext, HeClient as ClientKeys, HeServer as ServerKeys},
+    model::{EdgeId, Inputs, Model, execute},
+};
+
+pub(super) struct Parties {
+    pub plan: Arc<Plan>,
+    pub weights: Arc<crate::model::ServerWeights>,
+    client_keys: Arc<ClientKeys>,
+    server_keys: Arc<ServerKeys>,
+    pub model: Model,
+}
+
+impl Parties {
+    pub fn new(tokens: usize) -> Self {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2");
+        let model = Model::load(&dir).unwrap();
+        let mut rng = SecureRng::from_os().unwrap();
+        let context = BfvContext::new(Arc::new(CpuBackend::new(None)), parameter_set().unwrap());
+        let keys = ClientKeys::generate(context.clone(), &mut rng);
+        let public = keys.public_key(&mut rng).unwrap();
+        let galois = keys.galois_keys(KEY_BLOCK, &mut rng).unwrap();
+        let server = ServerKeys::new(context, &public, Some(&galois)).unwrap();
+        let graph = model.client().graph(tokens).unwrap();
+        Self {
+            plan: Arc::new(Plan::new(graph, &parameter_set().unwrap()).unwrap()),
+            weights: model.weights().clone(),
+            client_keys: Arc::new(keys),
+            server_keys: Arc::new(server),
+            model,
+        }
+    }
+
+    /// Runs both phases and returns the opened output, with the server's machine for its shares.
+    pub fn run(&self, inputs: Inputs, interleaved: bool) -> (Vec<i64>, Arc<ClientCorrelation>, OnlineServer) {
+        let mut rng = SecureRng::from_os().unwrap();
+        let session = [7; 16];
+        let plan = &self.plan;
+        let client =
+            Arc::new(ClientCorrelation::draw(session, &plan.graph, Box::new(MemoryTables::default()), &mut rng));
+        let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
+        let nodes = plan.ot_nodes(!interleaved, true);
+        let mut he = HeClient::new(plan.clone(), client.clone(), self.client_keys.clone(), rng.fork());
+        let mut he_server =
+            HeServer::new(plan.clone(), server.clone(), self.weights.clone(), self.server_keys.clone(), rng.fork());
+        let mut ot = OtClient::new(plan.clone(), client.clone(), nodes.clone(), rng.fork());
+        let mut ot_server = OtServer::new(plan.clone(), server.clone(), nodes, rng.fork());
+        assert!(drive_pair(&mut he, &mut he_server).unwrap());
+        assert!(drive_pair(&mut ot, &mut ot_server).unwrap());
+        let mut online = OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot)).unwrap();
+        let mut online_server =
+            OnlineServer::new(plan.clone(), server, self.weights.clone(), interleaved.then_some(ot_server));
+        assert!(drive_pair(&mut online, &mut online_server).unwrap());
+        (online.output().unwrap().to_vec(), client, online_server)
+    }
+}
+
+#[test]
+fn every_edge_equals_the_oracle() {
+    let parties = Parties::new(8);
+    let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
+    let inputs = parties.model.client().inputs(&text).unwrap();
+    let graph = &parties.plan.graph;
+    let oracle = execute(graph, &parties.weights, &inputs).unwrap();
+    assert_eq!(oracle.overflow_count(), 0);
+    for interleaved in [false, true] {
+        let (output, client, server) = parties.run(inputs.clone(), interleaved);
+        for (i, edge) in graph.edges.iter().enumerate() {
+            let id = EdgeId(i);
+            let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
+            let sum: Vec<u64> = a.iter().zip(b).map(|(&x, &y)| edge.ring.add(x, y)).collect();
+            let expected = oracle.residues(graph, id);
+            let wrong = sum.iter().zip(&expected).filter(|(x, y)| x != y).count();
+            assert_eq!(wrong, 0, "{} of {} elements of {} differ", wrong, sum.len(), edge.name);
+        }
+        assert_eq!(output, oracle.edge(graph.output));
+    }
+}
+
+#[test]
+fn a_correlation_is_spent_once() {
+    let parties = Parties::new(8);
+    let text = parties.model.client().encode("twice", None, 8).unwrap();
+    let inputs = parties.model.client().inputs(&text).unwrap();
+    let (_, client, _) = parties.run(inputs.clone(), false);
+    let mut again = OnlineClient::new(parties.plan.clone(), client, inputs, None).unwrap();
+    assert!(matches!(again.advance(None), Err(ProtocolError::Spent)));
+}
