@@ -3,7 +3,7 @@
 //! Words are least significant bit first and stand for unsigned integers; a missing bit counts as 0. Costs are in AND
 //! gates, without what folding of constants saves.
 
-use super::circuit::{Bit, CircuitBuilder};
+use super::builder::{Bit, CircuitBuilder};
 
 /// Bit `i` of a word, 0 beyond its end.
 fn bit(word: &[Bit], i: usize) -> Bit {

@@ -15,9 +15,11 @@
 use thiserror::Error;
 
 use super::arith::{
-    add, add_high, any, max, mux, normalise, shift_left, shift_right, sign_extend, sub, table, xor_all,
+    add, any, max, mux, normalise, shift_left, shift_right, sign_extend, sub, sub_with_borrow, table, xor_all,
 };
-use super::circuit::{Bit, Circuit, CircuitBuilder};
+use super::builder::Bit;
+use super::circuit::Circuit;
+use super::io::{BitString, Index, Io, entry_bits, require, wide};
 use crate::arith::ShareModulus;
 use crate::arith::bits::{self, BitsError};
 use crate::arith::fixed::{Activation, ActivationTable, ExpTable, PowerTable, RowPower, TanhTable, rounding_offset};
@@ -55,11 +57,6 @@ pub enum GadgetError {
     /// Output bits of the wrong length.
     #[error(transparent)]
     Bits(#[from] BitsError),
-}
-
-/// Succeeds if `holds`.
-fn require(holds: bool, what: &'static str, value: impl Into<u64>, range: &'static str) -> Result<(), GadgetError> {
-    if holds { Ok(()) } else { Err(GadgetError::Parameter { what, value: value.into(), range }) }
 }
 
 /// A function on shares: its circuit and the layout of its inputs and outputs.
@@ -116,7 +113,7 @@ impl Gadget {
             let width = entry_bits(entries).max(covered);
             let outside = any(&mut io.b, magnitude.get(index.end()..).unwrap_or_default());
             let g = table(&mut io.b, &index.of(&magnitude), !outside, &wide(entries), entry_bits(entries));
-            let (mut low, borrow) = super::arith::sub_with_borrow(&mut io.b, &linear, &g, width);
+            let (mut low, borrow) = sub_with_borrow(&mut io.b, &linear, &g, width);
             let high = (width..io.width_out().max(width)).map(|i| linear.get(i).copied().unwrap_or(Bit::FALSE));
             low.extend(high.map(|l| io.b.xor(l, borrow)));
             low
@@ -264,6 +261,16 @@ impl Gadget {
         Ok(io.finish(0))
     }
 
+    pub(super) fn from_parts(
+        circuit: Circuit,
+        ring_in: ShareModulus,
+        ring_out: ShareModulus,
+        cols: usize,
+        garbler_offset: u64,
+    ) -> Self {
+        Self { circuit, ring_in, ring_out, cols, garbler_offset }
+    }
+
     /// The circuit of one instance.
     pub fn circuit(&self) -> &Circuit {
         &self.circuit
@@ -337,144 +344,5 @@ impl Gadget {
         } else {
             Err(GadgetError::Elements { found: elements, expected, cols: self.cols })
         }
-    }
-}
-
-/// Bits of the largest entry.
-fn entry_bits(entries: &[u64]) -> usize {
-    entries.iter().map(|e| u64::BITS - e.leading_zeros()).max().unwrap_or(0) as usize
-}
-
-fn wide(entries: &[u64]) -> Vec<u128> {
-    entries.iter().map(|&e| u128::from(e)).collect()
-}
-
-/// Which bits of a magnitude index a table.
-struct Index {
-    shift: usize,
-    bits: usize,
-}
-
-impl Index {
-    fn new(in_frac: u32, range_log2: u32, table_bits: u32) -> Result<Self, GadgetError> {
-        require(table_bits <= MAX_TABLE_BITS, "table_bits", table_bits, "at most 14")?;
-        require(
-            in_frac < 64 && range_log2 < 64,
-            "fraction bits of the input",
-            in_frac,
-            "below 64, as the table's range",
-        )?;
-        require(table_bits <= in_frac + range_log2, "table_bits", table_bits, "at most the bits of the table's range")?;
-        Ok(Self { shift: (in_frac + range_log2 - table_bits) as usize, bits: table_bits as usize })
-    }
-
-    /// First bit that must be 0 in range.
-    fn end(&self) -> usize {
-        self.shift + self.bits
-    }
-
-    fn of(&self, word: &[Bit]) -> Vec<Bit> {
-        (self.shift..self.end()).map(|i| word.get(i).copied().unwrap_or(Bit::FALSE)).collect()
-    }
-}
-
-/// A circuit under construction with the inputs of every gadget.
-struct Io {
-    b: CircuitBuilder,
-    garbler: Vec<Bit>,
-    evaluator: Vec<Bit>,
-    masks: Vec<Bit>,
-    outputs: Vec<Bit>,
-    ring_in: ShareModulus,
-    ring_out: ShareModulus,
-    cols: usize,
-}
-
-impl Io {
-    fn new(ring_in: ShareModulus, ring_out: ShareModulus, cols: usize) -> Result<Self, GadgetError> {
-        require(ring_in.is_valid(), "bits of the input ring", ring_in.bits(), "1 to 64")?;
-        require(ring_out.is_valid(), "bits of the output ring", ring_out.bits(), "1 to 64")?;
-        require((1..=MAX_COLS).contains(&cols), "the row length", cols as u64, "1 to 4096")?;
-        let mut b = CircuitBuilder::new();
-        let (bits_in, bits_out) = (ring_in.bits() as usize, ring_out.bits() as usize);
-        let garbler = b.garbler_inputs(cols * bits_in);
-        let evaluator = b.evaluator_inputs(cols * bits_in);
-        let masks = b.evaluator_inputs(cols * bits_out);
-        Ok(Self { b, garbler, evaluator, masks, outputs: Vec::new(), ring_in, ring_out, cols })
-    }
-
-    fn width_out(&self) -> usize {
-        self.ring_out.bits() as usize
-    }
-
-    fn check_shift(&self, shift: Option<u32>) -> Result<u32, GadgetError> {
-        let range = "from 0 to below the bits of the input ring";
-        match shift {
-            Some(s) if s < self.ring_in.bits() => Ok(s),
-            _ => Err(GadgetError::Parameter {
-                what: "the number of bits to drop",
-                value: shift.unwrap_or(0).into(),
-                range,
-            }),
-        }
-    }
-
-    /// Element `j` without its low `drop` bits.
-    fn recombine(&mut self, j: usize, drop: u32) -> Vec<Bit> {
-        let width = self.ring_in.bits() as usize;
-        let range = j * width..(j + 1) * width;
-        add_high(&mut self.b, &self.garbler[range.clone()], &self.evaluator[range], drop as usize, width)
-    }
-
-    /// The sign and the ones' complement magnitude, one bit shorter than `x`.
-    fn split_sign(&mut self, x: &[Bit]) -> (Bit, Vec<Bit>) {
-        match x.split_last() {
-            Some((&sign, low)) => (sign, xor_all(&mut self.b, low, sign)),
-            None => (Bit::FALSE, Vec::new()),
-        }
-    }
-
-    /// Subtracts the mask of element `j` from its result (0 beyond its bits) and makes it an output; in order of `j`.
-    fn emit(&mut self, j: usize, result: &[Bit]) {
-        let width = self.width_out();
-        let masked = sub(&mut self.b, result, &self.masks[j * width..(j + 1) * width], width);
-        self.outputs.extend(masked);
-    }
-
-    fn finish(self, garbler_offset: u64) -> Gadget {
-        Gadget {
-            circuit: self.b.finish(&self.outputs),
-            ring_in: self.ring_in,
-            ring_out: self.ring_out,
-            cols: self.cols,
-            garbler_offset,
-        }
-    }
-}
-
-/// Bits of mixed widths in the packing of [`bits::pack`].
-#[derive(Default)]
-struct BitString {
-    bytes: Vec<u8>,
-    word: u128,
-    fill: u32,
-}
-
-impl BitString {
-    fn push(&mut self, value: u64, bits: u32) {
-        self.word |= u128::from(value & (u64::MAX >> (64 - bits))) << self.fill;
-        self.fill += bits;
-        while self.fill >= 8 {
-            self.bytes.push(self.word as u8);
-            self.word >>= 8;
-            self.fill -= 8;
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        if self.fill > 0 {
-            self.bytes.push(self.word as u8);
-        }
-        self.bytes
     }
 }

@@ -16,6 +16,8 @@
 //! each output label, which the garbler's permute bit, bit 0 of the zero label, masks: that is random because zero labels
 //! are. The code does not branch on labels or bits and looks nothing up by them.
 
+use std::hint::black_box;
+
 use aes::Aes128Enc;
 use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use rayon::prelude::*;
@@ -187,19 +189,37 @@ impl<'a> Garbling<'a> {
         Ok(Self { circuit, delta: Zeroizing::new(delta), key, labels: labels.layer(key.node) })
     }
 
-    /// Garbles `count` instances. `evaluator_zero` are the zero labels of the evaluator's inputs, as its correlated OTs
-    /// gave them to the sender. Groups run in parallel on the current rayon pool.
+    /// Garbles `count` instances: [`Self::garble_into`] with memory of its own.
     ///
     /// # Errors
     /// If `evaluator_zero` has the wrong length.
     pub fn garble_chunk(&self, evaluator_zero: &[Block], count: usize) -> Result<GarbledChunk, GarbleError> {
+        let mut tables = vec![0; tables_len(self.circuit, count)?];
+        let permute = self.garble_into(evaluator_zero, count, &mut tables)?;
+        Ok(GarbledChunk { tables, permute })
+    }
+
+    /// Garbles `count` instances, overwrites `tables` ([`tables_len`] bytes) and returns the permute bits. Groups run in
+    /// parallel on the current rayon pool. Streaming in chunks through one buffer spares the page faults of a fresh one,
+    /// which cost about as much as the garbling.
+    ///
+    /// `evaluator_zero` are the zero labels of the evaluator's inputs, as its correlated OTs gave them to the sender.
+    ///
+    /// # Errors
+    /// If `evaluator_zero` or `tables` has the wrong length.
+    pub fn garble_into(
+        &self,
+        evaluator_zero: &[Block],
+        count: usize,
+        tables: &mut [u8],
+    ) -> Result<Zeroizing<Vec<u8>>, GarbleError> {
         let c = self.circuit;
         let expected = product(count, c.evaluator_inputs())?;
         check("zero labels of the evaluator's inputs", count, expected, evaluator_zero.len())?;
-        let mut tables = vec![0; tables_len(c, count)?];
+        check("bytes of tables", count, tables_len(c, count)?, tables.len())?;
         let mut permute = Zeroizing::new(vec![0; product(count, c.outputs())?.div_ceil(8)]);
         let keys = KeySchedule::new(self.key);
-        group_slices(c, &mut tables, &mut permute, count).into_par_iter().for_each_init(
+        group_slices(c, tables, &mut permute, count).into_par_iter().for_each_init(
             || Scratch::new(c),
             |scratch, (g, width, tables, out)| {
                 let own = self.zero_labels(g, width);
@@ -211,7 +231,7 @@ impl<'a> Garbling<'a> {
                 scratch.garble(c, &keys, self.key.group(g), labels, *self.delta, tables, out);
             },
         );
-        Ok(GarbledChunk { tables, permute })
+        Ok(permute)
     }
 
     /// The labels that stand for the garbler's input bits, packed in the order `[instance][input]`, of `count` instances.
@@ -224,7 +244,8 @@ impl<'a> Garbling<'a> {
         let mut labels = vec![Block::ZERO; inputs];
         self.first_label(0).fill_blocks(&mut labels);
         for (i, label) in labels.iter_mut().enumerate() {
-            *label ^= Block::mask(bits[i / 8] >> (i % 8) & 1 == 1) & *self.delta;
+            // Opaque, so that the compiler cannot turn the selection into a branch.
+            *label ^= black_box(Block::mask((bits[i / 8] >> (i % 8)) & 1 == 1)) & *self.delta;
         }
         Ok(labels)
     }
@@ -311,7 +332,8 @@ fn instance_labels(labels: &[Block], inputs: usize, group: usize, width: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mpc::garble::circuit::{Bit, CircuitBuilder, Gate, SEGMENT_ANDS};
+    use crate::mpc::garble::builder::{Bit, CircuitBuilder};
+    use crate::mpc::garble::circuit::{Gate, SEGMENT_ANDS};
     use std::collections::HashSet;
 
     #[test]

@@ -17,6 +17,9 @@ type AesBlock = Array<u8, U16>;
 /// Labels of one wire in `N / 2` instances: low word, high word, low word, ...
 type Lanes<const N: usize> = [u64; N];
 
+/// Bytes of a vector register.
+const PIECE_BYTES: usize = 64;
+
 /// Words of a full group.
 const FULL: usize = 2 * GROUP;
 
@@ -98,21 +101,50 @@ impl Drop for Scratch {
 /// Slots and the buffers of one AND gate.
 #[derive(Zeroize, ZeroizeOnDrop)]
 struct Space<const N: usize> {
-    slots: Vec<Lanes<N>>,
-    hash: Hash<N>,
+    slots: Vec<Slot<N>>,
+    gate: Buffers<N>,
 }
+
+/// The labels of one wire, at a cache line's start.
+#[derive(Clone, Copy, Zeroize)]
+#[repr(align(64))]
+struct Slot<const N: usize>(Lanes<N>);
 
 impl<const N: usize> Space<N> {
     fn new(slots: usize) -> Box<Self> {
-        Box::new(Self { slots: vec![[0; N]; slots], hash: Hash { input: [[0; N]; 4], image: [[0; N]; 4] } })
+        let zero = [0; N];
+        Box::new(Self {
+            slots: vec![Slot(zero); slots],
+            gate: Buffers {
+                delta: zero,
+                step: zero,
+                x: zero,
+                y: zero,
+                masks: [zero; 2],
+                input: [zero; 4],
+                image: [zero; 4],
+                table: [zero; 2],
+            },
+        })
     }
 }
 
-/// Up to four hashes an instance: `H = input ^ AES(input)`.
+/// One AND gate in all instances. `H = input ^ image` with `image = AES(input)`. Fields are whole cache lines.
 #[derive(Zeroize)]
-struct Hash<const N: usize> {
+#[repr(C, align(64))]
+struct Buffers<const N: usize> {
+    delta: Lanes<N>,
+    /// `sigma(delta)`: the inputs of a label and of its partner differ by this.
+    step: Lanes<N>,
+    x: Lanes<N>,
+    y: Lanes<N>,
+    /// All ones where bit 0 of `x`, `y` is set.
+    masks: [Lanes<N>; 2],
+    /// Up to four hashes an instance.
     input: [Lanes<N>; 4],
     image: [Lanes<N>; 4],
+    /// Generator half, evaluator half.
+    table: [Lanes<N>; 2],
 }
 
 fn garble<const N: usize>(
@@ -180,50 +212,50 @@ impl<const N: usize> BlockSizeUser for GarbleSegment<'_, N> {
 impl<const N: usize> BlockCipherEncClosure for GarbleSegment<'_, N> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
-        let Space { slots, hash } = self.space;
-        let delta = self.delta;
+        let Space { slots, gate: g } = self.space;
         let half = self.labels.width * BLOCK_BYTES;
         let mut tables = self.tables.chunks_exact_mut((2 * half).max(1));
+        for pair in g.delta.chunks_exact_mut(2).zip(g.step.chunks_exact_mut(2)) {
+            pair.0.copy_from_slice(&self.delta);
+            pair.1.copy_from_slice(&[self.delta[1], self.delta[0] ^ self.delta[1]]);
+        }
         let mut gate_index = 0;
         for gate in self.gates {
             match *gate {
-                Gate::Load { out, input } => load(&mut slots[out as usize], self.labels, self.garbler_inputs, input),
+                Gate::Load { out, input } => load(&mut slots[out as usize].0, self.labels, self.garbler_inputs, input),
                 Gate::Xor { out, a, b } => xor(slots, out, a, b),
                 Gate::And { out, a, b, invert_a, invert_b } => {
-                    let (x, y) = (&slots[a as usize], &slots[b as usize]);
-                    let dx = [delta[0] * u64::from(invert_a), delta[1] * u64::from(invert_a)];
-                    let dy = [delta[0] * u64::from(invert_b), delta[1] * u64::from(invert_b)];
-                    let [x0, x1, y0, y1] = &mut hash.input;
-                    prepare(x, dx, gate_tweak(gate_index, 0), x0);
-                    partner(x0, delta, x1);
-                    prepare(y, dy, gate_tweak(gate_index, 1), y0);
-                    partner(y0, delta, y1);
+                    // Which gates negate is public.
+                    let (ma, mb) = (u64::from(invert_a).wrapping_neg(), u64::from(invert_b).wrapping_neg());
+                    add_masked(&slots[a as usize].0, &g.delta, ma, &mut g.x);
+                    add_masked(&slots[b as usize].0, &g.delta, mb, &mut g.y);
+                    let [x0, x1, y0, y1] = &mut g.input;
+                    sigma(&g.x, gate_tweak(gate_index, 0), x0);
+                    sigma(&g.y, gate_tweak(gate_index, 1), y0);
+                    add_masked(x0, &g.step, u64::MAX, x1);
+                    add_masked(y0, &g.step, u64::MAX, y1);
                     gate_index += 1;
-                    encrypt(backend, hash.input.as_flattened(), hash.image.as_flattened_mut());
-                    let h = |k: usize, i: usize| hash.input[k][i] ^ hash.image[k][i];
-                    let (mut generator, mut evaluator, mut result) = ([0; N], [0; N], [0; N]);
-                    for i in 0..N / 2 {
-                        let px = ((x[2 * i] ^ dx[0]) & 1).wrapping_neg();
-                        let py = ((y[2 * i] ^ dy[0]) & 1).wrapping_neg();
-                        for w in 0..2 {
-                            let j = 2 * i + w;
-                            let x = x[j] ^ dx[w];
-                            let tg = h(0, j) ^ h(1, j) ^ (py & delta[w]);
-                            let te = h(2, j) ^ h(3, j) ^ x;
-                            generator[j] = tg;
-                            evaluator[j] = te;
-                            result[j] = h(0, j) ^ (px & tg) ^ h(2, j) ^ (py & (te ^ x));
-                        }
-                    }
-                    slots[out as usize] = result;
+                    select_masks(&g.x, &mut g.masks[0]);
+                    select_masks(&g.y, &mut g.masks[1]);
+                    let masks = opaque(&g.masks);
+                    encrypt(backend, g.input.as_flattened(), g.image.as_flattened_mut());
+                    combine_garbled(
+                        &g.x,
+                        &g.delta,
+                        masks,
+                        &g.input,
+                        &g.image,
+                        &mut slots[out as usize].0,
+                        &mut g.table,
+                    );
                     if let Some(table) = tables.next() {
                         let (first, second) = table.split_at_mut(half);
-                        first.copy_from_slice(&bytemuck::cast_slice(&generator[..])[..half]);
-                        second.copy_from_slice(&bytemuck::cast_slice(&evaluator[..])[..half]);
+                        write_lanes(&g.table[0], first);
+                        write_lanes(&g.table[1], second);
                     }
                 }
                 Gate::Output { index, a, invert } => {
-                    self.outputs[index as usize] = colours(&slots[a as usize]) ^ u32::from(invert).wrapping_neg();
+                    self.outputs[index as usize] = colours(&slots[a as usize].0) ^ u32::from(invert).wrapping_neg();
                 }
             }
         }
@@ -246,43 +278,33 @@ impl<const N: usize> BlockSizeUser for EvaluateSegment<'_, N> {
 impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, N> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
-        let Space { slots, hash } = self.space;
+        let Space { slots, gate: g } = self.space;
         let half = self.labels.width * BLOCK_BYTES;
         let mut tables = self.tables.chunks_exact((2 * half).max(1));
         let mut gate_index = 0;
         for gate in self.gates {
             match *gate {
-                Gate::Load { out, input } => load(&mut slots[out as usize], self.labels, self.garbler_inputs, input),
+                Gate::Load { out, input } => load(&mut slots[out as usize].0, self.labels, self.garbler_inputs, input),
                 Gate::Xor { out, a, b } => xor(slots, out, a, b),
                 // The garbler's zero labels carry negations: the evaluator does not see them.
                 Gate::And { out, a, b, .. } => {
-                    let (x, y) = (&slots[a as usize], &slots[b as usize]);
-                    let (mut generator, mut evaluator, mut result) = ([0; N], [0; N], [0; N]);
+                    let (x, y) = (&slots[a as usize].0, &slots[b as usize].0);
                     if let Some(table) = tables.next() {
                         let (first, second) = table.split_at(half);
-                        bytemuck::cast_slice_mut(&mut generator[..])[..half].copy_from_slice(first);
-                        bytemuck::cast_slice_mut(&mut evaluator[..])[..half].copy_from_slice(second);
+                        read_lanes(&mut g.table[0], first);
+                        read_lanes(&mut g.table[1], second);
                     }
-                    let [hx, hy, ..] = &mut hash.input;
-                    prepare(x, [0; 2], gate_tweak(gate_index, 0), hx);
-                    prepare(y, [0; 2], gate_tweak(gate_index, 1), hy);
+                    sigma(x, gate_tweak(gate_index, 0), &mut g.input[0]);
+                    sigma(y, gate_tweak(gate_index, 1), &mut g.input[1]);
                     gate_index += 1;
-                    encrypt(backend, hash.input[..2].as_flattened(), hash.image[..2].as_flattened_mut());
-                    for i in 0..N / 2 {
-                        let sx = (x[2 * i] & 1).wrapping_neg();
-                        let sy = (y[2 * i] & 1).wrapping_neg();
-                        for j in [2 * i, 2 * i + 1] {
-                            result[j] = hash.input[0][j]
-                                ^ hash.image[0][j]
-                                ^ hash.input[1][j]
-                                ^ hash.image[1][j]
-                                ^ (sx & generator[j])
-                                ^ (sy & (evaluator[j] ^ x[j]));
-                        }
-                    }
-                    slots[out as usize] = result;
+                    select_masks(x, &mut g.masks[0]);
+                    select_masks(y, &mut g.masks[1]);
+                    let masks = opaque(&g.masks);
+                    g.x = *x;
+                    encrypt(backend, g.input[..2].as_flattened(), g.image[..2].as_flattened_mut());
+                    combine_evaluated(&g.x, masks, &g.input, &g.image, &g.table, &mut slots[out as usize].0);
                 }
-                Gate::Output { index, a, .. } => self.outputs[index as usize] = colours(&slots[a as usize]),
+                Gate::Output { index, a, .. } => self.outputs[index as usize] = colours(&slots[a as usize].0),
             }
         }
     }
@@ -295,40 +317,94 @@ fn load<const N: usize>(slot: &mut Lanes<N>, labels: GroupLabels<'_>, garbler_in
     let (from, index) =
         if input < garbler_inputs { (labels.garbler, input) } else { (labels.evaluator, input - garbler_inputs) };
     let stride = from.len() / labels.width.max(1);
-    for (pair, instance) in slot.chunks_exact_mut(2).zip(from.chunks_exact(stride.max(1))) {
-        pair.copy_from_slice(&instance[2 * index..2 * index + 2]);
+    for (i, instance) in from.chunks_exact(stride.max(1)).take(N / 2).enumerate() {
+        slot[2 * i] = instance[2 * index];
+        slot[2 * i + 1] = instance[2 * index + 1];
     }
 }
 
 /// By pieces of a vector register, each read before it is written, because slots may coincide.
 #[inline(always)]
-fn xor<const N: usize>(slots: &mut [Lanes<N>], out: u32, a: u32, b: u32) {
+fn xor<const N: usize>(slots: &mut [Slot<N>], out: u32, a: u32, b: u32) {
     let (out, a, b) = (out as usize, a as usize, b as usize);
     for k in (0..N).step_by(8) {
         let mut piece = [0; 8];
         for i in 0..8 {
-            piece[i] = slots[a][k + i] ^ slots[b][k + i];
+            piece[i] = slots[a].0[k + i] ^ slots[b].0[k + i];
         }
-        slots[out][k..k + 8].copy_from_slice(&piece);
+        slots[out].0[k..k + 8].copy_from_slice(&piece);
     }
 }
 
-/// `sigma(x ^ d) ^ tweak ^ instance`, the input of the hash's block cipher; `sigma(hi || lo) = (hi ^ lo) || hi`.
+/// `sigma(x) ^ tweak ^ instance`, the input of the hash's block cipher; `sigma(hi || lo) = (hi ^ lo) || hi`.
 #[inline(always)]
-fn prepare<const N: usize>(x: &Lanes<N>, d: [u64; 2], tweak: u64, out: &mut Lanes<N>) {
+fn sigma<const N: usize>(x: &Lanes<N>, tweak: u64, out: &mut Lanes<N>) {
     for i in 0..N / 2 {
-        let (lo, hi) = (x[2 * i] ^ d[0], x[2 * i + 1] ^ d[1]);
+        let (lo, hi) = (x[2 * i], x[2 * i + 1]);
         out[2 * i] = hi ^ tweak ^ i as u64;
         out[2 * i + 1] = hi ^ lo;
     }
 }
 
-/// The same for the labels `x ^ delta`, by linearity.
+/// All ones in both words of the labels whose bit 0 is set, else 0.
 #[inline(always)]
-fn partner<const N: usize>(x: &Lanes<N>, delta: [u64; 2], out: &mut Lanes<N>) {
+fn select_masks<const N: usize>(x: &Lanes<N>, masks: &mut Lanes<N>) {
     for i in 0..N / 2 {
-        out[2 * i] = x[2 * i] ^ delta[1];
-        out[2 * i + 1] = x[2 * i + 1] ^ delta[0] ^ delta[1];
+        let mask = (x[2 * i] & 1).wrapping_neg();
+        masks[2 * i] = mask;
+        masks[2 * i + 1] = mask;
+    }
+}
+
+/// Hides from the compiler that masks are all ones or 0, so that it cannot turn a selection into a branch.
+#[inline(always)]
+fn opaque<T>(masks: &T) -> &T {
+    std::hint::black_box(masks)
+}
+
+/// `x ^ (d & mask)`.
+#[inline(always)]
+fn add_masked<const N: usize>(x: &Lanes<N>, d: &Lanes<N>, mask: u64, out: &mut Lanes<N>) {
+    for j in 0..N {
+        out[j] = x[j] ^ (d[j] & mask);
+    }
+}
+
+/// The gate's table and zero labels from the hashes of x, its partner, y, its partner.
+// A function of its own: only so does the compiler know that nothing overlaps.
+#[inline(always)]
+fn combine_garbled<const N: usize>(
+    x: &Lanes<N>,
+    delta: &Lanes<N>,
+    masks: &[Lanes<N>; 2],
+    input: &[Lanes<N>; 4],
+    image: &[Lanes<N>; 4],
+    out: &mut Lanes<N>,
+    table: &mut [Lanes<N>; 2],
+) {
+    for j in 0..N {
+        let (hx, hy) = (input[0][j] ^ image[0][j], input[2][j] ^ image[2][j]);
+        let generator = hx ^ input[1][j] ^ image[1][j] ^ (masks[1][j] & delta[j]);
+        let evaluator = hy ^ input[3][j] ^ image[3][j];
+        out[j] = hx ^ hy ^ (masks[0][j] & generator) ^ (masks[1][j] & evaluator);
+        table[0][j] = generator;
+        table[1][j] = evaluator ^ x[j];
+    }
+}
+
+/// The gate's labels from the hashes of x and y.
+#[inline(always)]
+fn combine_evaluated<const N: usize>(
+    x: &Lanes<N>,
+    masks: &[Lanes<N>; 2],
+    input: &[Lanes<N>; 4],
+    image: &[Lanes<N>; 4],
+    table: &[Lanes<N>; 2],
+    out: &mut Lanes<N>,
+) {
+    for j in 0..N {
+        let hashes = input[0][j] ^ image[0][j] ^ input[1][j] ^ image[1][j];
+        out[j] = hashes ^ (masks[0][j] & table[0][j]) ^ (masks[1][j] & (table[1][j] ^ x[j]));
     }
 }
 
@@ -343,6 +419,33 @@ fn encrypt<B: BlockCipherEncBackend<BlockSize = U16>>(backend: &B, input: &[u64]
     }
     for (x, y) in tail.iter().zip(tail_image) {
         backend.encrypt_block(InOut::from((x, y)));
+    }
+}
+
+/// The first lanes, as many as `bytes` takes, by pieces whose length the compiler knows.
+#[inline(always)]
+fn write_lanes<const N: usize>(lanes: &Lanes<N>, bytes: &mut [u8]) {
+    let (pieces, rest) = bytes.as_chunks_mut::<PIECE_BYTES>();
+    let (lanes, _) = bytemuck::cast_slice::<u64, u8>(lanes).as_chunks::<PIECE_BYTES>();
+    let count = pieces.len();
+    for (to, from) in pieces.iter_mut().zip(lanes) {
+        *to = *from;
+    }
+    if let Some(from) = lanes.get(count) {
+        rest.copy_from_slice(&from[..rest.len()]);
+    }
+}
+
+/// The reverse.
+#[inline(always)]
+fn read_lanes<const N: usize>(lanes: &mut Lanes<N>, bytes: &[u8]) {
+    let (pieces, rest) = bytes.as_chunks::<PIECE_BYTES>();
+    let (lanes, _) = bytemuck::cast_slice_mut::<u64, u8>(lanes).as_chunks_mut::<PIECE_BYTES>();
+    for (to, from) in lanes.iter_mut().zip(pieces) {
+        *to = *from;
+    }
+    if let Some(to) = lanes.get_mut(pieces.len()) {
+        to[..rest.len()].copy_from_slice(rest);
     }
 }
 

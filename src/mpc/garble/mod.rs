@@ -1,15 +1,18 @@
 //! Garbled circuits: Boolean circuits, the gadgets of the non-linear layers, half-gates.
 //!
-//! * [`circuit`]: circuits, their builder, plain evaluation;
+//! * [`circuit`]: circuits and their plain evaluation; [`builder`]: how they are made;
 //! * [`arith`]: integer arithmetic, tables and shifters as gates;
 //! * [`gadget`]: the functions of [`crate::arith::fixed`] on additive shares;
 //! * [`half_gates`]: garbling and evaluating many instances of one circuit side by side.
 
 pub mod arith;
+pub mod builder;
 pub mod circuit;
 pub mod gadget;
 pub mod half_gates;
+mod io;
 mod lanes;
 
-pub use circuit::{Bit, Circuit, CircuitBuilder, CircuitError};
+pub use builder::{Bit, CircuitBuilder};
+pub use circuit::{Circuit, CircuitError};
 pub use gadget::{Gadget, GadgetError};
