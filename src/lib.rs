@@ -8,3 +8,4 @@ pub mod mpc;
 pub mod net;
 pub mod packing;
 pub mod protocol;
+pub mod report;

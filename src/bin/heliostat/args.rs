@@ -1,0 +1,284 @@
+//! The commands and their options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use heliostat::{engine::BackendChoice, net::Link, report::inputs::TextInput};
+
+use crate::failure::Failure;
+
+/// Private Transformer inference: a client's text and a server's model, and neither sees the other's.
+#[derive(Parser)]
+#[command(name = "heliostat", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Both parties in this process, with the shipped model and built-in sentences.
+    Demo(Demo),
+    /// Both parties in this process, compared with the plaintext oracle.
+    Local(Local),
+    /// Serve a model to clients on this machine.
+    Serve(Serve),
+    /// Ask a server, which learns neither text nor result.
+    Infer(Infer),
+    /// The fixed-point model in the clear, beside the floating-point one.
+    Oracle(Oracle),
+    /// Choose the rings of every edge from sample texts.
+    Calibrate(Calibrate),
+    /// What this machine can compute on, and what stands in the way.
+    Doctor(Doctor),
+}
+
+/// Where to compute.
+#[derive(Args)]
+pub struct Engine {
+    /// auto, cpu, gpu, or dual (both, every result compared)
+    #[arg(long, default_value = "auto")]
+    pub backend: BackendChoice,
+    /// GPU adapter: its number or a part of its name, as `doctor` lists them
+    #[arg(long, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+    /// CPU threads [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// What to run.
+#[derive(Args)]
+pub struct Texts {
+    /// A text; may be repeated
+    #[arg(long, required_unless_present = "input", conflicts_with = "input")]
+    pub text: Vec<String>,
+    /// The second text of a pair, one for each --text
+    #[arg(long, requires = "text")]
+    pub text_pair: Vec<String>,
+    /// A file with one text a line, or a .tsv whose header has `sentence` or `text`
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+}
+
+impl Texts {
+    /// The texts in their order.
+    pub fn read(&self) -> Result<Vec<TextInput>, Failure> {
+        if let Some(path) = &self.input {
+            return Ok(heliostat::report::inputs::read(path)?);
+        }
+        let (texts, pairs) = (self.text.len(), self.text_pair.len());
+        if pairs != 0 && pairs != texts {
+            return Err(Failure::new(format!("{texts} --text but {pairs} --text-pair: give one for each, or none")));
+        }
+        let pair = |i: usize| self.text_pair.get(i).cloned();
+        Ok(self.text.iter().enumerate().map(|(i, t)| TextInput { text: t.clone(), pair: pair(i) }).collect())
+    }
+}
+
+/// How garbled tables are kept.
+#[derive(Args)]
+pub struct TableArgs {
+    /// Directory for garbled tables [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// Make, send and use garbled tables layer by layer, without the disk
+    #[arg(long, conflicts_with = "spool")]
+    pub interleaved: bool,
+}
+
+/// What to print and write.
+#[derive(Args)]
+pub struct OutputArgs {
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress, and only texts and answers
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Which phases to run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PhaseChoice {
+    /// Make correlations for later.
+    Offline,
+    /// Spend correlations made before.
+    Online,
+    /// One after the other.
+    Both,
+}
+
+/// Options of `demo`.
+#[derive(Args)]
+pub struct Demo {
+    #[command(flatten)]
+    pub engine: Engine,
+    /// unlimited, lan (1 Gbps, 0.5 ms), wan (100 Mbps, 80 ms) or RATE,DELAY such as 10mbps,20ms
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `local`.
+#[derive(Args)]
+pub struct Local {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A text; may be repeated
+    #[arg(long, conflicts_with = "input")]
+    pub text: Vec<String>,
+    /// The second text of a pair, one for each --text
+    #[arg(long, requires = "text")]
+    pub text_pair: Vec<String>,
+    /// A file with one text a line, or a .tsv whose header has `sentence` or `text`
+    #[arg(long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Longer texts are cut, with a notice
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    /// unlimited, lan (1 Gbps, 0.5 ms), wan (100 Mbps, 80 ms) or RATE,DELAY such as 10mbps,20ms
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
+    /// Run only one phase; needs --store
+    #[arg(long, value_enum, default_value = "both")]
+    pub phase: PhaseChoice,
+    /// Directory of correlations, for --phase offline and --phase online
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Bucket to prepare with --phase offline when no text is given; may be repeated
+    #[arg(long, value_name = "TOKENS")]
+    pub bucket: Vec<usize>,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `serve`.
+#[derive(Args)]
+pub struct Serve {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Loopback address to listen at; port 0 takes any free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
+    pub listen: String,
+    /// Largest bucket that clients may ask for
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    /// No lines for connections that come and go; errors are still logged
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Options of `infer`.
+#[derive(Args)]
+pub struct Infer {
+    /// Address of the server
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
+    pub server: String,
+    #[command(flatten)]
+    pub texts: Texts,
+    /// Longer texts are cut, with a notice
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// The digest that the server's model must have, as `serve` prints it
+    #[arg(long, value_name = "HEX")]
+    pub model_digest: Option<String>,
+    /// Directory that keeps manifests [default: heliostat in the user's cache directory]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `oracle`.
+#[derive(Args)]
+pub struct Oracle {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub texts: Texts,
+    /// Longer texts are cut, with a notice
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `calibrate`.
+#[derive(Args)]
+pub struct Calibrate {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Sample texts, one a line or a .tsv [default: random tokens of the model]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Where to write [default: heliostat.json in the model folder]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Most sample texts that are used
+    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub samples: u32,
+    /// Longer texts are cut
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// Bits added to the largest magnitudes seen
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=8))]
+    pub headroom_bits: Option<u32>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `doctor`.
+#[derive(Args)]
+pub struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_are_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

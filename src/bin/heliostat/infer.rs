@@ -1,0 +1,36 @@
+//! `infer`: the client's half.
+
+use heliostat::report::{
+    RunOptions, Runner,
+    remote::{ManifestCache, RemoteConnect, parse_digest},
+};
+
+use crate::{
+    args::Infer,
+    failure::Failure,
+    local::{Machine, Teller, tables},
+};
+
+/// `heliostat infer`.
+pub fn infer(args: Infer) -> Result<(), Failure> {
+    let inputs = args.texts.read()?;
+    let expected = args.model_digest.as_deref().map(parse_digest).transpose()?;
+    let cache = args.cache.clone().or_else(ManifestCache::default_dir);
+    let machine = Machine::open(&args.engine)?;
+    let teller = Teller::new(&args.output);
+    let connect = RemoteConnect {
+        server: args.server,
+        expected,
+        cache: cache.as_deref().map(ManifestCache::new),
+        backend: machine.backend.clone(),
+        recorder: teller.recorder.clone(),
+        notices: Vec::new(),
+    };
+    let options = RunOptions {
+        max_tokens: args.max_tokens.into(),
+        tables: tables(&args.tables),
+        keep_spans: args.output.trace.is_some(),
+    };
+    let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
+    teller.run(runner, &inputs, machine.environment)
+}

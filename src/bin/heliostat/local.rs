@@ -1,0 +1,206 @@
+//! `local` and `demo`: both parties in this process.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use heliostat::{
+    engine::{Backend, select},
+    model::Model,
+    net::session::{Recorder, Span, chrome_trace},
+    report::{
+        Report, RunOptions, Runner,
+        file::write_whole,
+        inputs::TextInput,
+        local::{LocalConnect, server_context},
+        measure, print,
+        run::{Connect, Environment, TableChoice},
+    },
+};
+
+use crate::{
+    args::{Demo, Engine, Local, OutputArgs, PhaseChoice, TableArgs},
+    failure::Failure,
+    output,
+    progress::Bars,
+};
+
+const DEMO_MODEL: &str = "models/bert-tiny-sst2";
+const DEMO_TEXTS: [&str; 3] =
+    ["a gripping and quietly funny film", "the plot never finds its way home", "my doctor says the results are good"];
+
+/// A backend, why it was chosen, and the machine's gauges.
+pub struct Machine {
+    pub backend: Arc<dyn Backend>,
+    pub environment: Environment,
+}
+
+impl Machine {
+    /// Opens what the options ask for.
+    pub fn open(engine: &Engine) -> Result<Self, Failure> {
+        let threads = engine.threads.map(usize::from);
+        if let Some(threads) = threads {
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+        }
+        let opened = select::open(engine.backend, engine.adapter.as_deref(), threads)?;
+        let calibration = measure::calibration(&*opened.backend)?;
+        let threads = rayon::current_num_threads();
+        let environment = Environment { reason: opened.reason, threads, calibration };
+        Ok(Self { backend: opened.backend, environment })
+    }
+}
+
+/// What is printed while a run goes on, and written at its end.
+pub struct Teller<'a> {
+    pub args: &'a OutputArgs,
+    pub bars: Bars,
+    pub recorder: Recorder,
+}
+
+impl<'a> Teller<'a> {
+    /// Bars and a recorder for them.
+    pub fn new(args: &'a OutputArgs) -> Self {
+        let (bars, recorder) = Bars::new(args.quiet);
+        Self { args, bars, recorder }
+    }
+
+    /// Runs all inputs, prints each, then prints and writes the report.
+    pub fn run<C: Connect>(
+        &self,
+        mut runner: Runner<'_, C>,
+        inputs: &[TextInput],
+        environment: Environment,
+    ) -> Result<(), Failure> {
+        for input in inputs {
+            let entry = runner.run(input);
+            self.bars.clear();
+            if !self.args.json {
+                output::line(&print::input(entry))?;
+            }
+        }
+        let (report, spans) = runner.finish(environment)?;
+        self.finish(&report, &spans)
+    }
+
+    fn finish(&self, report: &Report, spans: &[Span]) -> Result<(), Failure> {
+        if let Some(path) = &self.args.report {
+            write_whole(path, &json_bytes(report)?)?;
+        }
+        if let Some(path) = &self.args.trace {
+            write_whole(path, &serde_json::to_vec(&chrome_trace(spans))?)?;
+        }
+        if self.args.json {
+            output::json(report)?;
+        } else if !self.args.quiet {
+            output::text(&print::summary(report))?;
+        }
+        let failed = report.inputs.iter().filter(|i| i.error.is_some()).count();
+        match (failed, report.inputs.as_slice()) {
+            (0, _) => Ok(()),
+            (_, [only]) => Err(Failure::new(only.error.as_deref().unwrap_or_default())),
+            (_, all) => {
+                let first = all.iter().find_map(|i| i.error.as_deref()).unwrap_or_default();
+                Err(Failure::new(format!("{failed} of {} inputs failed, the first because: {first}", all.len())))
+            }
+        }
+    }
+}
+
+/// A value as indented JSON with a line end.
+pub fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Where garbled tables go.
+pub fn tables(args: &TableArgs) -> TableChoice {
+    match (&args.spool, args.interleaved) {
+        (_, true) => TableChoice::Interleaved,
+        (Some(dir), _) => TableChoice::Spool(dir.clone()),
+        (None, _) => TableChoice::Spool(std::env::temp_dir()),
+    }
+}
+
+/// `heliostat local`.
+pub fn local(args: Local) -> Result<(), Failure> {
+    match args.phase {
+        PhaseChoice::Both => {}
+        PhaseChoice::Offline | PhaseChoice::Online => return one_phase(args),
+    }
+    if args.text.is_empty() && args.input.is_none() {
+        return Err(Failure::new("there is nothing to run: give --text or --input"));
+    }
+    if args.store.is_some() || !args.bucket.is_empty() {
+        return Err(Failure::new("--store and --bucket belong to --phase offline and --phase online"));
+    }
+    let texts = crate::args::Texts { text: args.text, text_pair: args.text_pair, input: args.input };
+    let inputs = texts.read()?;
+    let model = Model::load_with(&args.model, args.calibration.as_deref())?;
+    let machine = Machine::open(&args.engine)?;
+    run(&model, machine, &inputs, args.max_tokens.into(), args.link, tables(&args.tables), &args.output)
+}
+
+/// Correlations made in one run of the program and spent in another.
+fn one_phase(args: Local) -> Result<(), Failure> {
+    if args.store.is_none() {
+        return Err(Failure::new("--phase offline and --phase online need --store DIR"));
+    }
+    Err(Failure::new("--phase offline and --phase online are not in this release yet"))
+}
+
+fn run(
+    model: &Model,
+    machine: Machine,
+    inputs: &[TextInput],
+    max_tokens: usize,
+    link: heliostat::net::Link,
+    tables: TableChoice,
+    output: &OutputArgs,
+) -> Result<(), Failure> {
+    let Machine { backend, environment } = machine;
+    let server = server_context(model, backend.clone(), max_tokens)?;
+    let teller = Teller::new(output);
+    let options = RunOptions { max_tokens, tables, keep_spans: output.trace.is_some() };
+    std::thread::scope(|scope| {
+        let connect = LocalConnect::new(scope, &server, backend.clone(), link, teller.recorder.clone());
+        let runner = Runner::new(connect, Some(model), &*backend, teller.recorder.clone(), options)?;
+        teller.run(runner, inputs, environment)
+    })
+}
+
+/// `heliostat demo`.
+pub fn demo(args: Demo) -> Result<(), Failure> {
+    let dir = demo_model()?;
+    let model = Model::load(&dir)?;
+    let machine = Machine::open(&args.engine)?;
+    let talk = !args.output.json && !args.output.quiet;
+    if talk {
+        output::text(&format!(
+            "A client has {} sentences, a server has the sentiment model {}.\nThe client learns the sentiment and nothing \
+             of the weights; the server learns the padded length and nothing of the words.\nBoth run in this process, as \
+             two parties that talk over a channel.\n\n",
+            DEMO_TEXTS.len(),
+            model.manifest().name,
+        ))?;
+    }
+    let inputs: Vec<TextInput> = DEMO_TEXTS.into_iter().map(TextInput::new).collect();
+    run(&model, machine, &inputs, 128, args.link, tables(&args.tables), &args.output)?;
+    if talk {
+        output::text(
+            "\nThe server computed on ciphertexts, masked numbers and garbled circuits only; the oracle, which sees \
+             everything,\nconfirms every answer. Your own text: heliostat local --model DIR --text \"...\"\n",
+        )?;
+    }
+    Ok(())
+}
+
+/// The shipped model: below the working directory, beside the program, or where the program was built.
+fn demo_model() -> Result<PathBuf, Failure> {
+    let program = std::env::current_exe().ok();
+    let beside = program.iter().flat_map(|p| p.ancestors().skip(1).map(Path::to_path_buf));
+    let places = std::iter::once(PathBuf::from(".")).chain(beside).chain([PathBuf::from(env!("CARGO_MANIFEST_DIR"))]);
+    let found = places.map(|p| p.join(DEMO_MODEL)).find(|p| p.join("config.json").is_file());
+    found.ok_or_else(|| Failure::new(format!("{DEMO_MODEL} is not here: run from the folder of the project")))
+}

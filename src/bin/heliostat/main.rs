@@ -1,0 +1,52 @@
+//! The command line of Heliostat: parse, call the library, print.
+
+mod args;
+mod calibrate;
+mod failure;
+mod infer;
+mod local;
+mod oracle;
+mod output;
+mod progress;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    failure::quiet_panics();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return failure::usage(&e),
+    };
+    // A panic is a defect; the hook has said so in one sentence.
+    let result = std::panic::catch_unwind(|| run(cli.command)).unwrap_or(Err(Failure::Told(101)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    if !matches!(command, Command::Serve(_)) {
+        failure::exit_on_interrupt()?;
+    }
+    match command {
+        Command::Demo(args) => local::demo(args),
+        Command::Local(args) => local::local(args),
+        Command::Serve(args) => serve::serve(args),
+        Command::Infer(args) => infer::infer(args),
+        Command::Oracle(args) => oracle::oracle(args),
+        Command::Calibrate(args) => calibrate::calibrate(args),
+        Command::Doctor(args) => doctor(args),
+    }
+}
+
+fn doctor(args: args::Doctor) -> Result<(), Failure> {
+    let report = heliostat::engine::doctor::report();
+    if args.json { output::json(&report) } else { output::text(&report.to_string()) }
+}
