@@ -12,8 +12,15 @@ use crate::engine::{Backend, Buffer, RnsRing, Shape};
 pub struct BfvContext {
     backend: Arc<dyn Backend>,
     params: ParameterSet,
+    tile_words: usize,
     counts: AtomicCounters,
 }
+
+/// Words of intermediate batches on a GPU: 256 MiB, launches that fill it.
+const GPU_TILE: usize = 1 << 26;
+
+/// On a CPU: 16 MiB, below the size from which the allocator returns memory to the system and faults it in again.
+const CPU_TILE: usize = 1 << 22;
 
 /// How much homomorphic work a context has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
@@ -45,7 +52,8 @@ pub(super) struct AtomicCounters {
 impl BfvContext {
     /// The set `params` on `backend`.
     pub fn new(backend: Arc<dyn Backend>, params: ParameterSet) -> Arc<Self> {
-        Arc::new(Self { backend, params, counts: AtomicCounters::default() })
+        let tile_words = if backend.info().kind == "cpu" { CPU_TILE } else { GPU_TILE };
+        Arc::new(Self { backend, params, tile_words, counts: AtomicCounters::default() })
     }
 
     /// The device.
@@ -61,6 +69,11 @@ impl BfvContext {
     /// The ring, the special prime last where there is one.
     pub fn ring(&self) -> &Arc<RnsRing> {
         self.params.ring()
+    }
+
+    /// Words that a batch of intermediates (expanded weights, unpacked outputs) should stay below on this device.
+    pub fn tile_words(&self) -> usize {
+        self.tile_words
     }
 
     /// Work done so far.

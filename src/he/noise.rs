@@ -89,7 +89,7 @@ impl NoiseBound {
     /// After flooding with that deviation. The Gaussian never exceeds [`GAUSSIAN_TAIL`] deviations.
     pub fn flooded(&self) -> Self {
         let deviation = self.flood_deviation();
-        debug_assert!(GAUSSIAN_TAIL <= TAIL);
+        const { assert!(GAUSSIAN_TAIL <= TAIL) };
         Self { variance: self.variance + deviation * deviation, offset: self.offset }
     }
 

@@ -11,9 +11,6 @@ use crate::{
     he::{HeClient, HeError, HeServer, ParameterSet, Response, Result, SeededCiphertexts},
 };
 
-/// Words of expanded weights, and of unpacked outputs, that are on the device at once: 256 MiB.
-const TILE_WORDS: usize = 1 << 26;
-
 /// An encrypted operand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptedMatrix {
@@ -112,7 +109,7 @@ impl CoefficientPacking {
         // batch by batch, so that memory does not grow with the layer.
         let everything =
             if self.spec.heads > 1 { operands.compute(server, 0..self.output.groups())? } else { Vec::new() };
-        for batch in self.batches(ct_words) {
+        for batch in self.batches(server.context().tile_words() / ct_words) {
             let (first, outputs) = (batch[0].first, batch[0].outputs);
             let groups = first..batch.iter().map(|p| p.first + p.used).max().unwrap_or(first);
             let computed;
@@ -183,11 +180,11 @@ impl CoefficientPacking {
         Ok(())
     }
 
-    /// Packs with equal numbers of outputs, together as far as memory allows.
-    fn batches(&self, ct_words: usize) -> Vec<&[Pack]> {
+    /// Packs with equal numbers of outputs, together up to about a number of unpacked ciphertexts.
+    fn batches(&self, ciphertexts: usize) -> Vec<&[Pack]> {
         let mut out = Vec::new();
         for run in self.packs.chunk_by(|a, b| a.outputs == b.outputs) {
-            let size = (TILE_WORDS / (run[0].outputs * ct_words)).clamp(1, run.len());
+            let size = (ciphertexts / run[0].outputs).clamp(1, run.len());
             out.extend(run.chunks(size));
         }
         out
@@ -224,7 +221,7 @@ impl<'a> Operands<'a> {
         let blocks: Vec<usize> = packing.inputs.iter().map(InputLayout::blocks).collect();
         let count: usize = blocks.iter().sum();
 
-        let polys = (TILE_WORDS / poly_words).max(1);
+        let polys = (server.context().tile_words() / poly_words).max(1);
         let head_step = (polys / count).clamp(1, heads);
         let input_step = count.min(polys);
         let mut parts = Vec::new();
@@ -258,7 +255,7 @@ impl<'a> Operands<'a> {
         for part in &self.parts {
             let outputs = if self.packing.spec.heads == 1 { groups.clone() } else { 0..per_head };
             let chunk_inputs = part.chunks.first().map_or(1, |(chunk, _)| chunk.len());
-            let polys = TILE_WORDS / (limbs * ctx.params().n());
+            let polys = ctx.tile_words() / (limbs * ctx.params().n());
             let tile = (polys / (part.heads.len() * chunk_inputs)).clamp(1, outputs.len().max(1));
             for first in outputs.clone().step_by(tile) {
                 let tile = first..outputs.end.min(first + tile);
