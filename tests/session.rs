@@ -82,3 +82,34 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
     assert!(overlap(&spans) > 0.0);
     assert!(chrome_trace(&spans)["traceEvents"].as_array().unwrap().len() > 50);
 }
+
+#[test]
+fn kept_correlations_serve_another_connection_once() {
+    let model = model();
+    let dir = tempfile::tempdir().unwrap();
+    let (client_dir, server_dir) = (dir.path().join("client"), dir.path().join("server"));
+    let manifest = model.manifest().to_bytes().unwrap();
+    let backend = Arc::new(CpuBackend::new(None));
+    let context = ServerContext::new(model.spec().clone(), model.weights().clone(), manifest, backend, 512).unwrap();
+    let context = Arc::new(context.with_store(&server_dir).unwrap());
+    let session = || {
+        let (client, server) = memory_pair(256 << 20);
+        let context = context.clone();
+        thread::spawn(move || serve_connection(&context, server, Meter::new(Role::Server), &Recorder::default()));
+        connect(client, &model, Recorder::default()).unwrap()
+    };
+    let mut first = session();
+    drop(first.offline(8, Tables::Keep(client_dir.clone())).unwrap());
+    first.close().unwrap();
+
+    let mut second = session();
+    assert!(second.resume(&client_dir, 16).is_err(), "another bucket");
+    let prepared = second.resume(&client_dir, 8).unwrap();
+    let inputs = inputs(&model, "kept on disk", 8);
+    let graph = model.client().graph(8).unwrap();
+    let output = second.online(prepared, inputs.clone()).unwrap();
+    assert_eq!(output, execute(&graph, model.weights(), &inputs).unwrap().edge(graph.output));
+    assert!(second.resume(&client_dir, 8).is_err(), "spent");
+    let left = |d: &Path| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    assert_eq!((left(&client_dir), left(&server_dir)), (vec!["key".into()], vec!["key".into()]));
+}

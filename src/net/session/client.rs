@@ -2,18 +2,19 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
 use super::{
     LANES, Lanes, SessionError,
-    control::Control,
+    control::{Control, Mode},
     drive::Driver,
     first_cause,
     recorder::{Party, Phase, Recorder},
     spool::FileTables,
+    store::{Binding, CorrelationStore},
 };
 use crate::{
     arith::sample::SecureRng,
@@ -44,6 +45,7 @@ pub struct ClientConnection {
     lanes: Lanes,
     meter: Meter,
     recorder: Recorder,
+    digest: [u8; 32],
 }
 
 /// How the offline phase keeps garbled tables.
@@ -51,8 +53,8 @@ pub struct ClientConnection {
 pub enum Tables {
     /// In a nameless file of this directory.
     Spool(PathBuf),
-    /// In a file that stays, for an online phase later.
-    File(PathBuf),
+    /// In a store, with the rest of the correlation, for an online phase later.
+    Keep(PathBuf),
     /// Made, sent and used layer by layer, in memory.
     Interleaved,
 }
@@ -63,7 +65,7 @@ pub struct Prepared {
     pub tokens: usize,
     /// The correlation.
     pub correlation: Arc<ClientCorrelation>,
-    pub(super) ot: Option<OtClient>,
+    ot: Option<OtClient>,
     plan: Arc<Plan>,
     ots: u64,
 }
@@ -92,7 +94,7 @@ impl ClientConnection {
         recorder: Recorder,
     ) -> Result<(Self, Offer), SessionError> {
         let (mux, lanes) = Mux::new(channel, meter.clone(), MuxOptions::new([0; 16], LANES))?;
-        let own = Self { mux, lanes: Lanes::new(lanes)?, meter, recorder };
+        let mut own = Self { mux, lanes: Lanes::new(lanes)?, meter, recorder, digest: [0; 32] };
         let start = own.recorder.now();
         own.say(&Control::AskManifest { cached: cached.unwrap_or([0; 32]) })?;
         let Control::Manifest { digest, length } = own.hear()? else {
@@ -124,12 +126,22 @@ impl ClientConnection {
             }
             Some(bytes)
         };
+        own.digest = digest;
         super::setup_span(&own.recorder, Party::Client, "manifest", start);
         Ok((own, Offer { digest, manifest }))
     }
 
     fn say(&self, message: &Control) -> Result<(), SessionError> {
         Ok(self.lanes.control.send(message.kind(), message.encode())?)
+    }
+
+    /// Waits until the server is ready for what was asked.
+    fn ready(&self) -> Result<(), SessionError> {
+        match self.hear()? {
+            Control::Ready => Ok(()),
+            Control::Refused { reason } => Err(SessionError::Refused { reason }),
+            _ => Err(SessionError::Unexpected { doing: "starting an inference" }),
+        }
     }
 
     fn hear(&self) -> Result<Control, SessionError> {
@@ -218,20 +230,23 @@ impl ClientSession {
         let plan = self.plan(tokens)?;
         let mut session: SessionId = [0; 16];
         session.copy_from_slice(&self.rng.bytes32()[..16]);
-        let interleaved = tables == Tables::Interleaved;
-        let store: Box<dyn TableStore> = match tables {
-            Tables::Spool(dir) => Box::new(FileTables::temporary(&dir, self.spooled.clone())?),
-            Tables::File(path) => Box::new(FileTables::create(&path, self.spooled.clone())?),
-            Tables::Interleaved => Box::new(MemoryTables::default()),
+        let (mode, store, file) = match tables {
+            Tables::Spool(dir) => {
+                let file: Box<dyn TableStore> = Box::new(FileTables::temporary(&dir, self.spooled.clone())?);
+                (Mode::Direct, file, None)
+            }
+            Tables::Interleaved => (Mode::Interleaved, Box::<MemoryTables>::default() as Box<dyn TableStore>, None),
+            Tables::Keep(dir) => {
+                let store = CorrelationStore::open(&dir)?;
+                let file = Arc::new(FileTables::create(&store.tables_path(&session), self.spooled.clone())?);
+                (Mode::Keep, Box::new(file.clone()) as Box<dyn TableStore>, Some((store, file)))
+            }
         };
+        let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ClientCorrelation::draw(session, &plan.graph, store, &mut self.rng));
         let connection = &self.connection;
-        connection.say(&Control::Start { session, tokens: tokens as u32, interleaved })?;
-        match connection.hear()? {
-            Control::Ready => {}
-            Control::Refused { reason } => return Err(SessionError::Refused { reason }),
-            _ => return Err(SessionError::Unexpected { doing: "starting an inference" }),
-        }
+        connection.say(&Control::Start { session, tokens: tokens as u32, mode })?;
+        connection.ready()?;
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut he = HeClient::new(plan.clone(), correlation.clone(), self.keys.clone(), self.rng.fork());
         let mut ot = OtClient::new(plan.clone(), correlation.clone(), nodes, self.rng.fork());
@@ -261,7 +276,35 @@ impl ClientSession {
         });
         first_cause(first, second)?;
         let ots = ot.ot_count();
+        if let Some((store, file)) = file {
+            file.sync()?;
+            let binding = Binding { digest: connection.digest, tokens: tokens as u32, session };
+            store.put_client(&binding, &plan.graph, &correlation, &file.index())?;
+            // The server has kept its side once it is ready again.
+            connection.ready()?;
+        }
         Ok(Prepared { tokens, correlation, ot: interleaved.then_some(ot), plan, ots })
+    }
+
+    /// Takes a correlation that [`Tables::Keep`] left in a store; the server must have its side.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Missing`] if the store has none for this model and bucket, [`SessionError::Refused`] if the
+    /// server has not its side (any more): this side is then removed, since it can serve nothing.
+    pub fn resume(&mut self, dir: &Path, tokens: usize) -> Result<Prepared, SessionError> {
+        let plan = self.plan(tokens)?;
+        let store = CorrelationStore::open(dir)?;
+        let digest = self.connection.digest;
+        let session = *store.unspent(&digest, tokens as u32, true)?.first().ok_or_else(|| ProtocolError::Missing {
+            what: format!("an unspent correlation of this model for {tokens} tokens in {}", dir.display()),
+        })?;
+        let binding = Binding { digest, tokens: tokens as u32, session };
+        let correlation = Arc::new(store.take_client(&binding, &plan.graph)?);
+        // The open file stays readable; its name goes now, so that a crash leaves nothing behind.
+        store.remove_tables(&session);
+        self.connection.say(&Control::Resume { session, tokens: tokens as u32 })?;
+        self.connection.ready()?;
+        Ok(Prepared { tokens, correlation, ot: None, plan, ots: 0 })
     }
 
     /// The online phase: spends a correlation on an input and returns the opened output in fixed point.

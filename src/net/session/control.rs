@@ -18,13 +18,26 @@ pub(super) enum Control {
     /// Down: a part of the manifest.
     ManifestPart { bytes: Vec<u8> },
     /// Up: begins an inference.
-    Start { session: SessionId, tokens: u32, interleaved: bool },
+    Start { session: SessionId, tokens: u32, mode: Mode },
+    /// Up: begins the online phase of an inference whose correlations both sides have kept.
+    Resume { session: SessionId, tokens: u32 },
     /// Down: the server is ready for it.
     Ready,
     /// Down: the server will not do it, and why.
     Refused { reason: String },
     /// Up: no more inferences.
     Bye,
+}
+
+/// What follows the offline phase of an inference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The online phase, in the same connection.
+    Direct,
+    /// The same, with garbled tables made layer by layer.
+    Interleaved,
+    /// Nothing: both sides keep their correlation on disk.
+    Keep,
 }
 
 impl Control {
@@ -34,6 +47,7 @@ impl Control {
             Self::Manifest { .. } => 0x02,
             Self::ManifestPart { .. } => 0x03,
             Self::Start { .. } => 0x05,
+            Self::Resume { .. } => 0x09,
             Self::Ready => 0x06,
             Self::Refused { .. } => 0x07,
             Self::Bye => 0x08,
@@ -52,8 +66,11 @@ impl Control {
             Self::ManifestPart { bytes } => {
                 w.bytes(bytes);
             }
-            Self::Start { session, tokens, interleaved } => {
-                w.raw(session).u32(*tokens).u8(*interleaved as u8);
+            Self::Start { session, tokens, mode } => {
+                w.raw(session).u32(*tokens).u8(*mode as u8);
+            }
+            Self::Resume { session, tokens } => {
+                w.raw(session).u32(*tokens);
             }
             Self::Ready | Self::Bye => {}
             Self::Refused { reason } => {
@@ -72,12 +89,14 @@ impl Control {
             0x05 => Self::Start {
                 session: r.array("session")?,
                 tokens: r.u32("tokens")?,
-                interleaved: match r.u8("interleaved")? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(CodecError::Invalid { what: "interleaved" }),
+                mode: match r.u8("mode")? {
+                    0 => Mode::Direct,
+                    1 => Mode::Interleaved,
+                    2 => Mode::Keep,
+                    _ => return Err(CodecError::Invalid { what: "mode" }),
                 },
             },
+            0x09 => Self::Resume { session: r.array("session")?, tokens: r.u32("tokens")? },
             0x06 => Self::Ready,
             0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
             0x08 => Self::Bye,
@@ -98,7 +117,8 @@ mod tests {
             Control::AskManifest { cached: [1; 32] },
             Control::Manifest { digest: [2; 32], length: 77 },
             Control::ManifestPart { bytes: vec![1, 2] },
-            Control::Start { session: [3; 16], tokens: 128, interleaved: true },
+            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep },
+            Control::Resume { session: [3; 16], tokens: 128 },
             Control::Ready,
             Control::Refused { reason: "no".into() },
             Control::Bye,
@@ -108,6 +128,6 @@ mod tests {
             assert_eq!(Control::decode(message.kind(), &bytes).unwrap(), message);
             (0..bytes.len()).for_each(|cut| assert!(Control::decode(message.kind(), &bytes[..cut]).is_err()));
         }
-        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[2]].concat()).is_err());
+        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[3]].concat()).is_err());
     }
 }

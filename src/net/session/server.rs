@@ -2,16 +2,18 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use super::{
     LANES, Lanes, SessionError,
-    control::{Control, PART_BYTES},
+    control::{Control, Mode, PART_BYTES},
     drive::Driver,
     first_cause,
     recorder::{Party, Phase, Recorder},
+    store::{Binding, CorrelationStore},
 };
 use crate::{
     arith::sample::SecureRng,
@@ -32,6 +34,7 @@ pub struct ServerContext {
     digest: [u8; 32],
     context: Arc<BfvContext>,
     max_tokens: usize,
+    store: Option<CorrelationStore>,
     plans: Mutex<HashMap<usize, Arc<Plan>>>,
 }
 
@@ -50,7 +53,16 @@ impl ServerContext {
         spec.validate()?;
         let digest = *blake3::hash(&manifest).as_bytes();
         let context = BfvContext::new(backend, parameter_set()?);
-        Ok(Self { spec, weights, manifest, digest, context, max_tokens, plans: Mutex::default() })
+        Ok(Self { spec, weights, manifest, digest, context, max_tokens, store: None, plans: Mutex::default() })
+    }
+
+    /// Keeps correlations for later online phases in a directory of this server's own.
+    ///
+    /// # Errors
+    /// A directory that cannot be made or written.
+    pub fn with_store(mut self, dir: &Path) -> Result<Self, SessionError> {
+        self.store = Some(CorrelationStore::open(dir)?);
+        Ok(self)
     }
 
     /// Digest of the manifest.
@@ -120,15 +132,18 @@ impl Connection<'_> {
             }
             match (Control::decode(kind, &payload)?, &keys) {
                 (Control::Bye, _) => return Ok(()),
-                (Control::Start { session, tokens, interleaved }, Some(keys)) => {
+                (Control::Start { session, tokens, mode }, Some(keys)) => {
                     let tokens = tokens as usize;
-                    if let Some(reason) = self.refusal(tokens) {
+                    let kept = (mode == Mode::Keep && self.context.store.is_none())
+                        .then(|| "this server keeps no correlations; start it with a store".to_string());
+                    if let Some(reason) = self.refusal(tokens).or(kept) {
                         self.say(&Control::Refused { reason })?;
                         continue;
                     }
                     self.say(&Control::Ready)?;
-                    self.inference(session, tokens, interleaved, keys, &mut rng)?;
+                    self.inference(session, tokens, mode, keys, &mut rng)?;
                 }
+                (Control::Resume { session, tokens }, Some(_)) => self.resume(session, tokens as usize)?,
                 _ => return Err(SessionError::Unexpected { doing: "waiting for keys or an inference" }),
             }
         }
@@ -169,10 +184,11 @@ impl Connection<'_> {
         &self,
         session: SessionId,
         tokens: usize,
-        interleaved: bool,
+        mode: Mode,
         keys: &Arc<HeKeys>,
         rng: &mut SecureRng,
     ) -> Result<(), SessionError> {
+        let interleaved = mode == Mode::Interleaved;
         let plan = self.context.plan(tokens)?;
         let correlation = Arc::new(ServerCorrelation::draw(session, rng));
         let weights = self.context.weights.clone();
@@ -193,7 +209,40 @@ impl Connection<'_> {
             (he.join().unwrap_or_else(|_| Err(SessionError::Thread("the HE lane stopped".into()))), ot)
         });
         first_cause(first, second)?;
-        let mut online = OnlineServer::new(plan.clone(), correlation, weights, interleaved.then_some(ot));
+        if let (Mode::Keep, Some(store)) = (mode, &self.context.store) {
+            let binding = Binding { digest: self.context.digest, tokens: tokens as u32, session };
+            store.put_server(&binding, &correlation)?;
+            return self.say(&Control::Ready);
+        }
+        self.online(&plan, correlation, interleaved.then_some(ot))
+    }
+
+    /// The online phase of a kept correlation.
+    fn resume(&self, session: SessionId, tokens: usize) -> Result<(), SessionError> {
+        let refuse = |reason: String| self.say(&Control::Refused { reason });
+        if let Some(reason) = self.refusal(tokens) {
+            return refuse(reason);
+        }
+        let Some(store) = &self.context.store else {
+            return refuse("this server keeps no correlations; start it with a store".into());
+        };
+        let binding = Binding { digest: self.context.digest, tokens: tokens as u32, session };
+        match store.take_server(&binding) {
+            Ok(correlation) => {
+                self.say(&Control::Ready)?;
+                self.online(&self.context.plan(tokens)?, Arc::new(correlation), None)
+            }
+            Err(e) => refuse(e.to_string()),
+        }
+    }
+
+    fn online(
+        &self,
+        plan: &Arc<Plan>,
+        correlation: Arc<ServerCorrelation>,
+        garbling: Option<OtServer>,
+    ) -> Result<(), SessionError> {
+        let mut online = OnlineServer::new(plan.clone(), correlation, self.context.weights.clone(), garbling);
         self.driver(Phase::Online, "online", &self.lanes.online, &plan.graph).run(&mut online)
     }
 }

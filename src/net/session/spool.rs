@@ -126,6 +126,16 @@ impl TableStore for FileTables {
     }
 }
 
+impl TableStore for Arc<FileTables> {
+    fn put(&self, node: NodeId, chunk: usize, tables: Vec<u8>) -> Result<(), ProtocolError> {
+        (**self).put(node, chunk, tables)
+    }
+
+    fn take(&self, node: NodeId, chunk: usize) -> Result<Vec<u8>, ProtocolError> {
+        (**self).take(node, chunk)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
