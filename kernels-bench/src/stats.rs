@@ -20,7 +20,7 @@ impl Effort {
     pub const QUICK: Self = Self { sample: Duration::ZERO, runs: 3, least_runs: 3, budget: Duration::from_millis(200) };
     /// For figures to quote.
     pub const FULL: Self =
-        Self { sample: Duration::from_millis(10), runs: 31, least_runs: 7, budget: Duration::from_secs(3) };
+        Self { sample: Duration::from_millis(10), runs: 31, least_runs: 5, budget: Duration::from_secs(3) };
 }
 
 /// Time of one operation.
