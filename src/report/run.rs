@@ -17,7 +17,7 @@ use crate::{
     model::{ClientModel, Encoded, Model, Outputs, Prediction, Provenance},
     net::{
         Traffic,
-        session::{ClientSession, Party, Phase, Recorder, Span, Tables, overlap},
+        session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, overlap},
     },
 };
 
@@ -28,13 +28,17 @@ pub enum TableChoice {
     Spool(PathBuf),
     /// Made, sent and used layer by layer, in memory.
     Interleaved,
+    /// Made before, and kept with the rest of the correlation in the client's store.
+    Kept(PathBuf),
 }
 
 impl TableChoice {
-    fn tables(&self) -> Tables {
+    /// The offline half of an inference: made now, or taken from the store.
+    fn prepare(&self, session: &mut ClientSession, bucket: usize) -> Result<Prepared, SessionError> {
         match self {
-            Self::Spool(dir) => Tables::Spool(dir.clone()),
-            Self::Interleaved => Tables::Interleaved,
+            Self::Spool(dir) => session.offline(bucket, Tables::Spool(dir.clone())),
+            Self::Interleaved => session.offline(bucket, Tables::Interleaved),
+            Self::Kept(dir) => session.resume(dir, bucket),
         }
     }
 
@@ -42,6 +46,7 @@ impl TableChoice {
         match self {
             Self::Spool(_) => "spooled",
             Self::Interleaved => "interleaved",
+            Self::Kept(_) => "kept",
         }
     }
 }
@@ -248,7 +253,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         let Connected { session, model } = connected;
         let before = session.cut();
         let start = Instant::now();
-        let prepared = session.offline(encoded.bucket, self.options.tables.tables())?;
+        let prepared = self.options.tables.prepare(session, encoded.bucket)?;
         let made = session.cut();
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();

@@ -3,12 +3,13 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use heliostat::{
     engine::{Backend, select},
     model::Model,
-    net::session::{Recorder, Span, chrome_trace},
+    net::session::{Recorder, ServerContext, Span, Tables, chrome_trace},
     report::{
         Report, RunOptions, Runner,
         file::write_whole,
@@ -142,12 +143,83 @@ pub fn local(args: Local) -> Result<(), Failure> {
     run(&model, machine, &inputs, args.max_tokens.into(), args.link, tables(&args.tables), &args.output)
 }
 
-/// Correlations made in one run of the program and spent in another.
+/// Correlations made in one run of the program and spent in another. The two parties keep theirs apart.
 fn one_phase(args: Local) -> Result<(), Failure> {
-    if args.store.is_none() {
+    let Some(store) = args.store else {
         return Err(Failure::new("--phase offline and --phase online need --store DIR"));
+    };
+    let texts = crate::args::Texts { text: args.text, text_pair: args.text_pair, input: args.input };
+    let inputs = texts.read()?;
+    let model = Model::load_with(&args.model, args.calibration.as_deref())?;
+    let machine = Machine::open(&args.engine)?;
+    let max_tokens = args.max_tokens.into();
+    let server = server_context(&model, machine.backend.clone(), max_tokens)?.with_store(&store.join("server"))?;
+    let client = store.join("client");
+    if args.phase == PhaseChoice::Online {
+        if inputs.is_empty() {
+            return Err(Failure::new("there is nothing to run: give --text or --input"));
+        }
+        return run_on(
+            &server,
+            &model,
+            machine,
+            &inputs,
+            max_tokens,
+            args.link,
+            TableChoice::Kept(client),
+            &args.output,
+        );
     }
-    Err(Failure::new("--phase offline and --phase online are not in this release yet"))
+    let mut buckets = args.bucket;
+    for input in &inputs {
+        buckets.push(model.client().encode(&input.text, input.pair.as_deref(), max_tokens)?.bucket);
+    }
+    if buckets.is_empty() {
+        return Err(Failure::new("there is nothing to prepare: give --bucket, --text or --input"));
+    }
+    prepare(&server, machine, &buckets, args.link, &client, &args.output)
+}
+
+/// Fills the stores, one correlation a bucket.
+fn prepare(
+    server: &ServerContext,
+    machine: Machine,
+    buckets: &[usize],
+    link: heliostat::net::Link,
+    store: &Path,
+    output: &OutputArgs,
+) -> Result<(), Failure> {
+    let recorder = Teller::new(output).recorder;
+    let prepared = std::thread::scope(|scope| -> Result<Vec<serde_json::Value>, Failure> {
+        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), link, recorder);
+        let mut session = connect.connect()?.session;
+        let mut done = Vec::new();
+        for &bucket in buckets {
+            let (before, start) = (session.cut(), Instant::now());
+            drop(session.offline(bucket, Tables::Keep(store.to_path_buf()))?);
+            let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
+            if !output.json && !output.quiet {
+                output::text(&format!(
+                    "prepared one inference of {bucket} tokens in {seconds:.2} s ({} bytes up, {} down)\n",
+                    traffic.bytes_up, traffic.bytes_down,
+                ))?;
+            }
+            done.push(serde_json::json!({
+                "bucket": bucket, "seconds": seconds, "bytes_up": traffic.bytes_up,
+                "bytes_down": traffic.bytes_down, "rounds": traffic.rounds,
+            }));
+        }
+        session.close()?;
+        Ok(done)
+    })?;
+    let json = json_bytes(&serde_json::json!({ "prepared": prepared }))?;
+    if let Some(path) = &output.report {
+        write_whole(path, &json)?;
+    }
+    if output.json {
+        output::text(&String::from_utf8_lossy(&json))?;
+    }
+    Ok(())
 }
 
 fn run(
@@ -159,12 +231,25 @@ fn run(
     tables: TableChoice,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
+    let server = server_context(model, machine.backend.clone(), max_tokens)?;
+    run_on(&server, model, machine, inputs, max_tokens, link, tables, output)
+}
+
+fn run_on(
+    server: &ServerContext,
+    model: &Model,
+    machine: Machine,
+    inputs: &[TextInput],
+    max_tokens: usize,
+    link: heliostat::net::Link,
+    tables: TableChoice,
+    output: &OutputArgs,
+) -> Result<(), Failure> {
     let Machine { backend, environment } = machine;
-    let server = server_context(model, backend.clone(), max_tokens)?;
     let teller = Teller::new(output);
     let options = RunOptions { max_tokens, tables, keep_spans: output.trace.is_some() };
     std::thread::scope(|scope| {
-        let connect = LocalConnect::new(scope, &server, backend.clone(), link, teller.recorder.clone());
+        let connect = LocalConnect::new(scope, server, backend.clone(), link, teller.recorder.clone());
         let runner = Runner::new(connect, Some(model), &*backend, teller.recorder.clone(), options)?;
         teller.run(runner, inputs, environment)
     })
