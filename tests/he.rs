@@ -5,7 +5,10 @@ use std::sync::Arc;
 use heliostat::{
     arith::{ShareModulus, sample, sample::SecureRng},
     engine::cpu::CpuBackend,
-    he::{BfvContext, GaloisKeys, HeClient, HeServer, MATMUL_8192, ParameterSet, PublicKey},
+    he::{
+        BfvContext, COLUMN_4096, COLUMN_8192, GaloisKeys, HeClient, HeServer, MATMUL_8192, MATMUL_16384, ParameterSet,
+        ParameterSpec, PublicKey,
+    },
     packing::{ClientMatrix, CoefficientPacking, CostWeights, EncryptedMatrix, MatmulSpec, OperandBound, Packing},
 };
 use rand_core::Rng;
@@ -19,15 +22,21 @@ struct Parties {
 }
 
 fn parties() -> Parties {
-    let params = ParameterSet::new(MATMUL_8192).unwrap();
+    parties_with(MATMUL_8192)
+}
+
+fn parties_with(set: ParameterSpec) -> Parties {
+    let params = ParameterSet::new(set).unwrap();
     let backend = Arc::new(CpuBackend::new(None));
     let mut rng = SecureRng::from_os().unwrap();
     let client = HeClient::generate(BfvContext::new(backend.clone(), params.clone()), &mut rng);
     let public = client.public_key(&mut rng).unwrap();
     let public = PublicKey::from_bytes(&params, &public.to_bytes(&params)).unwrap();
-    let galois = client.galois_keys(MAX_BLOCK, &mut rng).unwrap();
-    let galois = GaloisKeys::from_bytes(&params, MAX_BLOCK, &galois.to_bytes(&params)).unwrap();
-    let server = HeServer::new(BfvContext::new(backend, params), &public, Some(&galois)).unwrap();
+    let galois = (set.special_limbs > 0).then(|| {
+        let galois = client.galois_keys(MAX_BLOCK, &mut rng).unwrap();
+        GaloisKeys::from_bytes(&params, MAX_BLOCK, &galois.to_bytes(&params)).unwrap()
+    });
+    let server = HeServer::new(BfvContext::new(backend, params), &public, galois.as_ref()).unwrap();
     Parties { client, server, rng }
 }
 
@@ -56,7 +65,7 @@ fn check(parties: &mut Parties, packing: &CoefficientPacking) {
             _ => (rng.next_u64() % (2 * bound + 1)) as i64 - bound as i64,
         };
         let mut w: Vec<i64> = (0..heads * inner * cols).map(|_| weight()).collect();
-        w[0] = -(bound as i64);
+        w[0] = (bound as i64).wrapping_neg();
         for h in 0..heads {
             for i in 0..rows {
                 for f in 0..inner {
@@ -140,6 +149,23 @@ fn share_products_are_exact() {
         let packing =
             CoefficientPacking::choose(&params, &spec, &CostWeights { max_block: MAX_BLOCK, ..Default::default() });
         check(&mut parties, &packing.unwrap());
+    }
+}
+
+#[test]
+fn the_other_parameter_sets() {
+    let cases = [
+        (COLUMN_4096, spec(32, 1, 16, &[40], 20, weights(2047))),
+        (COLUMN_8192, spec(48, 1, 16, &[40], 20, weights(32767))),
+        (MATMUL_16384, spec(64, 2, 32, &[32], 32, OperandBound::Uniform)),
+    ];
+    for (set, spec) in cases {
+        let mut parties = parties_with(set);
+        let params = parties.client.context().params().clone();
+        let weights = CostWeights { max_block: MAX_BLOCK, ..Default::default() };
+        check(&mut parties, &CoefficientPacking::choose(&params, &spec, &weights).unwrap());
+        // Without a special prime there are no key switches, and only blocks of one feature.
+        assert_eq!(parties.client.galois_keys(2, &mut parties.rng).is_ok(), set.special_limbs == 1);
     }
 }
 

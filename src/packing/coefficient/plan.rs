@@ -117,7 +117,7 @@ impl CoefficientPacking {
         if cols == 0 || spec.inner.is_empty() || !t.is_valid() {
             return Err(HeError::shape("packing", format!("nothing to multiply in {spec:?}")));
         }
-        if operand.max_abs(t) >= 1 << 63 {
+        if operand.max_abs(t) > 1 << 63 {
             return Err(HeError::shape("packing", "operands are signed 64-bit integers"));
         }
         let layout = |&inner: &usize| {
