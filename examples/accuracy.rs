@@ -1,75 +1,119 @@
-//! Oracle against the floating-point model over a file of sentences: `accuracy MODEL FILE [COUNT]`.
+//! The fixed-point model beside the floating-point model over a file of sentences.
+//!
+//!     cargo run --release --example accuracy -- MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [KEY=BITS]...
+//!
+//! FILE.tsv has a header, then a sentence and, if there is one, its label on each line. Without `calibrate` the magnitudes are
+//! the worst case; with it they come from the first N sentences of that file. KEY is a field of `Precision`. The count of
+//! AND gates is an estimate for 32 tokens: ring widths in and out, and the tables.
 
-use heliostat::model::{Checkpoint, Model, Precision, Prediction};
+use heliostat::model::{
+    Calibrator, Checkpoint, Function, Graph, HEADROOM_BITS, Model, Op, Precision, Prediction, random_samples,
+};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let args: Vec<String> = std::env::args().collect();
-    let get = |i: usize| args.get(i).cloned().unwrap_or_default();
-    let text = std::fs::read_to_string(get(2))?;
-    let count = get(3).parse().unwrap_or(usize::MAX);
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    let mut args = std::env::args().skip(1);
+    let (Some(folder), Some(file)) = (args.next(), args.next()) else {
+        return Err("usage: accuracy MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [KEY=BITS]...".into());
+    };
+    let (mut count, mut samples, mut calibrate) = (usize::MAX, 400, None);
     let mut precision = Precision::default();
-    for a in args.iter().skip(4) {
-        let (k, v) = a.split_once('=').ok_or("KEY=VALUE")?;
-        let v: u32 = v.parse()?;
-        match k {
-            "hidden" => precision.hidden_frac = v,
-            "qk" => precision.query_key_frac = v,
-            "value" => precision.value_frac = v,
-            "exp" => precision.exp_frac = v,
-            "exptab" => precision.exp_table_bits = v,
-            "act" => precision.activation_table_bits = v,
-            "range" => precision.activation_range_log2 = v,
-            "row" => precision.row_table_bits = v,
-            "tanh" => precision.tanh_table_bits = v,
-            _ => return Err("key".into()),
+    for argument in args {
+        let (key, value) = argument.split_once('=').ok_or("options have the form KEY=VALUE")?;
+        match key {
+            "count" => count = value.parse()?,
+            "samples" => samples = value.parse()?,
+            "calibrate" => calibrate = Some(value.to_string()),
+            _ => *field(&mut precision, key).ok_or(format!("no field {key}"))? = value.parse()?,
         }
     }
-    let clock = std::time::Instant::now();
-    let model = Model::worst_case(Checkpoint::read(get(1).as_ref())?, &precision)?;
-    println!("loaded in {:?}: {:?}", clock.elapsed(), model.provenance());
-    println!("{:?}", model.spec());
-    let clock = std::time::Instant::now();
-    let (mut n, mut agree, mut right, mut oright, mut worst, mut cosine, mut overflows) =
-        (0, 0, 0, 0, 0f64, 0f64, 0u64);
-    let (mut tf, mut to) = (0.0, 0.0);
-    for line in text.lines().skip(1).take(count) {
-        let mut columns = line.split('\t');
-        let sentence = columns.next().unwrap_or_default();
-        let label: usize = columns.next().and_then(|c| c.parse().ok()).unwrap_or(9);
-        let e = model.client().encode(sentence, None, 128)?;
-        let c = std::time::Instant::now();
-        let f = model.float(&e)?;
-        tf += c.elapsed().as_secs_f64();
-        let c = std::time::Instant::now();
-        let o = model.oracle(&e)?;
-        to += c.elapsed().as_secs_f64();
-        overflows += o.execution.overflow_count();
-        if n < 3 {
-            for x in &o.execution.overflows {
-                println!("overflow {} x{}", o.graph.edge(x.edge).name, x.count);
-            }
+    let mut model = Model::worst_case(Checkpoint::read(folder.as_ref())?, &precision)?;
+    if let Some(file) = calibrate {
+        let mut calibrator = Calibrator::new(&model);
+        for (text, _) in read(&file)?.iter().take(samples) {
+            calibrator.add(&model.client().encode(text, None, 128)?)?;
         }
+        for text in random_samples(&model, 16, 128) {
+            calibrator.add(&text)?;
+        }
+        let calibration = calibrator.finish(HEADROOM_BITS)?;
+        model = Model::calibrated(Checkpoint::read(folder.as_ref())?, calibration)?;
+    }
+    println!("{:?}; about {} AND gates", model.provenance(), and_gates(&model.client().graph(32)?));
+
+    let (mut n, mut agree, mut float_right, mut oracle_right, mut overflows) = (0, 0, 0, 0, 0);
+    let (mut difference, mut cosine) = (0f64, 0f64);
+    for (text, label) in read(&file)?.iter().take(count) {
+        let text = model.client().encode(text, None, 128)?;
+        let (float, oracle) = (model.float(&text)?, model.oracle(&text)?);
         n += 1;
-        for (a, b) in f.rows[0].iter().zip(&o.outputs.rows[0]) {
-            worst = worst.max((a - b).abs());
+        overflows += oracle.execution.overflow_count();
+        for (a, b) in float.rows.iter().flatten().zip(oracle.outputs.rows.iter().flatten()) {
+            difference = difference.max((a - b).abs());
         }
-        match (&f.prediction, &o.outputs.prediction) {
+        match (&float.prediction, &oracle.outputs.prediction) {
             (Prediction::Label(a), Prediction::Label(b)) => {
-                agree += usize::from(a.index == b.index);
-                right += usize::from(a.index == label);
-                oright += usize::from(b.index == label);
+                agree += u32::from(a.index == b.index);
+                float_right += u32::from(Some(a.index) == *label);
+                oracle_right += u32::from(Some(b.index) == *label);
             }
             (Prediction::Embedding(a), Prediction::Embedding(b)) => {
-                cosine += a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                cosine += dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
             }
             _ => {}
         }
     }
-    println!(
-        "{n} texts, {agree} agree, float right {right}, oracle right {oright}, max difference {worst:.4}, cosine {:.6}, \
-         overflows {overflows}, {:?} (float {tf:.1} s, oracle {to:.1} s)",
-        cosine / n as f64,
-        clock.elapsed()
-    );
+    println!("{n} texts, largest difference of an output {difference:.4}, {overflows} overflows");
+    if cosine > 0.0 {
+        println!("mean cosine {:.6}", cosine / n as f64);
+    } else {
+        println!("{agree} labels agree; right: float {float_right}, oracle {oracle_right}");
+    }
     Ok(())
+}
+
+/// Sentences and labels of a file with tabs and a header.
+fn read(file: &str) -> Result<Vec<(String, Option<usize>)>, Failure> {
+    let text = std::fs::read_to_string(file)?;
+    let row = |line: &str| {
+        let mut columns = line.split('\t');
+        let text = columns.next().unwrap_or_default().to_string();
+        (text, columns.next().and_then(|label| label.parse().ok()))
+    };
+    Ok(text.lines().skip(1).map(row).collect())
+}
+
+fn field<'a>(p: &'a mut Precision, key: &str) -> Option<&'a mut u32> {
+    Some(match key {
+        "hidden_frac" => &mut p.hidden_frac,
+        "weight_frac" => &mut p.weight_frac,
+        "query_key_frac" => &mut p.query_key_frac,
+        "value_frac" => &mut p.value_frac,
+        "exp_frac" => &mut p.exp_frac,
+        "exp_table_bits" => &mut p.exp_table_bits,
+        "activation_table_bits" => &mut p.activation_table_bits,
+        "activation_range_log2" => &mut p.activation_range_log2,
+        "row_table_bits" => &mut p.row_table_bits,
+        "tanh_table_bits" => &mut p.tanh_table_bits,
+        _ => return None,
+    })
+}
+
+/// Recombination and masking cost a gate a bit, a table about one a cell.
+fn and_gates(graph: &Graph) -> u64 {
+    let gates = |op: &Op, output| {
+        let Op::Garbled { input, function } = op else { return 0 };
+        let (input, output) = (graph.edge(*input), graph.edge(output));
+        let table = match function {
+            Function::Truncate { .. } => 0,
+            Function::Activation(f) => (1 << f.table_bits) + f.out_frac as u64,
+            Function::Exp(f) => (1 << f.frac_bits) + 100,
+            Function::Power { table, .. } => 1 << (table.table_bits + 1),
+            Function::Tanh(f) => 1 << f.table_bits,
+        };
+        (input.ring.bits() as u64 + output.ring.bits() as u64 + table) * input.len() as u64
+    };
+    graph.nodes.iter().map(|n| gates(&n.op, n.output)).sum()
 }

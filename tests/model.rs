@@ -7,6 +7,7 @@ use heliostat::model::{
     Calibration, Calibrator, Checkpoint, ClientModel, HEADROOM_BITS, Model, ModelError, Precision, Prediction,
     Provenance, random_samples,
 };
+use proptest::prelude::*;
 use serde::Deserialize;
 
 /// A folder named by a variable, else a default; `None`, said plainly, if only the default is absent.
@@ -257,6 +258,28 @@ fn broken_folders_are_refused_in_one_sentence() {
     );
     mentions(broken(|dir| edit(dir.join("vocab.txt"), |b| b.clear())), &["vocab.txt"]);
     mentions(broken(|dir| std::fs::remove_dir_all(dir).unwrap()), &["no such model folder"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Flipped and cut bytes of the text files and of the tensors' header: an error or a model, never a panic.
+    #[test]
+    fn damaged_files_never_panic(file in 0usize..3, at: prop::sample::Index, flip in 1u8.., cut: bool) {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(shipped()).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        let name = ["config.json", "heliostat.json", "model.safetensors"][file];
+        edit(dir.path().join(name), |bytes| {
+            let at = at.index(bytes.len().min(6000));
+            if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
+        });
+        if let Err(e) = Model::load(dir.path()) {
+            prop_assert!(!e.to_string().contains('\n'));
+        }
+    }
 }
 
 #[test]

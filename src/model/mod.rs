@@ -32,7 +32,7 @@ pub use graph::{
 };
 pub use manifest::Manifest;
 pub use oracle::{Execution, Inputs, OracleError, Overflow, execute};
-pub use quantize::{ServerWeights, WEIGHT_BITS, WEIGHT_FRAC, WeightMatrix};
+pub use quantize::{ServerWeights, WEIGHT_BITS, WeightMatrix};
 pub use server::{Model, OracleRun, Provenance};
 pub use spec::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling, Precision, SpecError};
 pub use tensors::{Linear, Norm};

@@ -153,6 +153,8 @@ impl Run<'_> {
                 let rows = if *first_row { 1 } else { inputs.first().map_or(0, |&e| self.graph.edge(e).rows) };
                 let x = self.concatenate(inputs, rows);
                 let name = format!("{weights:?}");
+                check(&name, map.weights.len(), map.inputs * map.outputs)?;
+                check(&name, map.bias.len(), map.outputs)?;
                 check(&name, map.inputs * rows, x.len())?;
                 check(&name, map.outputs * rows, self.graph.edge(node.output).len())?;
                 self.store(node.output, linear(&x, map, rows));
@@ -169,8 +171,11 @@ impl Run<'_> {
             }
             Op::SquareSum { input } => {
                 let (edge, x) = self.operand(*input);
-                let sum = |row: &[i64]| row.iter().map(|&x| x as i128 * x as i128).sum::<i128>();
-                let z: Vec<i128> = x.chunks(edge.cols.max(1)).map(sum).collect();
+                // Only garbage is larger, and its squares could leave 128 bits: it wraps and is counted.
+                let outside = x.iter().filter(|x| x.unsigned_abs() >= 1 << 56).count() as u64;
+                let square = |sum: i128, &x: &i64| sum.wrapping_add((x as i128).wrapping_mul(x as i128));
+                let z: Vec<i128> = x.chunks(edge.cols.max(1)).map(|row| row.iter().fold(0, square)).collect();
+                self.overflows[input.0] += outside;
                 self.store(node.output, z);
             }
             Op::RowSum { input } => {
@@ -322,4 +327,209 @@ fn exponential(f: &ExpTable, x: &[i64], cols: usize) -> Vec<i128> {
 fn tanh(f: &TanhTable, x: &[i64]) -> Vec<i128> {
     let table = f.table();
     x.iter().map(|&x| f.eval(&table, x as i128)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        arith::fixed::Activation,
+        model::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling},
+    };
+
+    fn spec(pooling: Pooling, magnitude: i32) -> ModelSpec {
+        let layer = LayerSpec {
+            query_log2: magnitude,
+            key_log2: magnitude,
+            value_log2: magnitude,
+            score_log2: magnitude + 2,
+            attention_log2: magnitude,
+            attention_squares_log2: 2 * magnitude + 2,
+            attention_squares_min_log2: -4,
+            up_log2: magnitude,
+            down_log2: magnitude,
+            down_squares_log2: 2 * magnitude + 2,
+            down_squares_min_log2: -4,
+            qkv_weight_frac: 10,
+            attention_weight_frac: 11,
+            up_weight_frac: 12,
+            down_weight_frac: 9,
+        };
+        let dense = |features, activation| DenseSpec { features, activation, weight_frac: 10, out_log2: magnitude };
+        ModelSpec {
+            hidden: 6,
+            heads: 2,
+            ffn: 10,
+            activation: Activation::Gelu,
+            embedding_log2: 3,
+            layers: vec![layer.clone(), layer],
+            pooling,
+            dense: vec![dense(5, DenseActivation::Tanh), dense(3, DenseActivation::Identity)],
+            precision: Default::default(),
+        }
+    }
+
+    /// Integers below `limit` in magnitude, always the same.
+    fn numbers(count: usize, limit: i64, seed: u64) -> Vec<i64> {
+        let mut state = seed;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 20) as i64 % limit * if state >> 63 == 0 { 1 } else { -1 }
+            })
+            .collect()
+    }
+
+    fn weights(graph: &Graph) -> ServerWeights {
+        let mut matrices = BTreeMap::new();
+        for (id, node) in graph.iter() {
+            let Op::Linear { weights, inputs, .. } = &node.op else { continue };
+            let k: usize = inputs.iter().map(|&e| graph.edge(e).cols).sum();
+            let n = graph.edge(node.output).cols;
+            let w = numbers(k * n, 3000, id.0 as u64).into_iter().map(|w| w as i32).collect();
+            let bias = numbers(n, 1 << 20, id.0 as u64 + 99);
+            matrices.insert(*weights, WeightMatrix { inputs: k, outputs: n, frac: 10, weights: w, bias });
+        }
+        ServerWeights::from_matrices(matrices)
+    }
+
+    fn inputs(graph: &Graph, limit: i64) -> Inputs {
+        let pool = graph.pool.map(|e| numbers(graph.edge(e).len(), 1 << 14, 5));
+        Inputs { embedding: numbers(graph.edge(graph.embedding).len(), limit, 4), pool, len: 5 }
+    }
+
+    /// Element by element from the table in `graph.rs`, reduced at the end: what wrapping arithmetic gives.
+    fn by_definition(graph: &Graph, weights: &ServerWeights, inputs: &Inputs) -> Vec<Vec<i64>> {
+        let mut v: Vec<Vec<i64>> = vec![Vec::new(); graph.edges.len()];
+        let wrap = |id: EdgeId, x: i128| {
+            let ring = graph.edge(id).ring;
+            ring.to_signed(ring.from_signed(x as i64))
+        };
+        v[graph.embedding.0] = inputs.embedding.iter().map(|&x| wrap(graph.embedding, x as i128)).collect();
+        if let (Some(e), Some(pool)) = (graph.pool, &inputs.pool) {
+            v[e.0] = pool.clone();
+        }
+        for (_, node) in graph.iter() {
+            let out = graph.edge(node.output);
+            let at = |id: EdgeId, i: usize, j: usize| v[id.0][i * graph.edge(id).cols + j] as i128;
+            let cell = |i: usize, j: usize| -> i128 {
+                match &node.op {
+                    Op::Linear { weights: id, inputs, .. } => {
+                        let map = weights.get(*id).unwrap();
+                        let mut row = 0;
+                        let mut sum = map.bias[j] as i128;
+                        for &input in inputs {
+                            for c in 0..graph.edge(input).cols {
+                                sum += at(input, i, c) * map.weights[row * map.outputs + j] as i128;
+                                row += 1;
+                            }
+                        }
+                        sum
+                    }
+                    Op::Product { left, right, heads, transpose_right: true, mask } => {
+                        let (n, k) = (graph.edge(*left).rows, graph.edge(*left).cols / heads);
+                        let (h, i) = (i / n, i % n);
+                        let dot: i128 = (0..k).map(|c| at(*left, i, h * k + c) * at(*right, j, h * k + c)).sum();
+                        dot + if j >= inputs.len { mask.unwrap() as i128 } else { 0 }
+                    }
+                    Op::Product { left, right, heads, .. } => {
+                        let (m, k) = (graph.edge(*left).rows / heads, graph.edge(*right).cols / heads);
+                        (0..graph.edge(*left).cols).map(|c| at(*left, j / k * m + i, c) * at(*right, c, j)).sum()
+                    }
+                    Op::SquareSum { input } => (0..graph.edge(*input).cols).map(|c| at(*input, i, c).pow(2)).sum(),
+                    Op::RowSum { input } => (0..graph.edge(*input).cols).map(|c| at(*input, i, c)).sum(),
+                    Op::RowScale { input, scale, heads } => {
+                        let k = out.cols / heads;
+                        at(*input, i, j) * at(*scale, j / k * out.rows + i, 0)
+                    }
+                    Op::Garbled { function, input } => match function {
+                        Function::Truncate { shift } => round_shift(at(*input, i, j), *shift),
+                        Function::Activation(f) => f.eval(&f.table(), at(*input, i, j)),
+                        Function::Exp(f) => {
+                            let row: Vec<i128> = (0..out.cols).map(|c| at(*input, i, c)).collect();
+                            f.eval_row(&f.table(), &row)[j]
+                        }
+                        Function::Power { table, numerator, in_frac, out_frac } => {
+                            let tables = table.tables(*numerator, *in_frac, *out_frac);
+                            table.eval(&tables, at(*input, i, j) as u64) as i128
+                        }
+                        Function::Tanh(f) => f.eval(&f.table(), at(*input, i, j)),
+                    },
+                }
+            };
+            let values = (0..out.len()).map(|l| wrap(node.output, cell(l / out.cols, l % out.cols))).collect();
+            v[node.output.0] = values;
+        }
+        v
+    }
+
+    #[test]
+    fn every_edge_is_what_the_definition_says() {
+        for pooling in [Pooling::First, Pooling::Mean, Pooling::Tokens] {
+            let graph = Graph::build(&spec(pooling, 7), 8).unwrap();
+            let weights = weights(&graph);
+            let inputs = inputs(&graph, 1 << 14);
+            let run = execute(&graph, &weights, &inputs).unwrap();
+            assert_eq!(run.overflow_count(), 0, "{:?}", run.overflows);
+            let expected = by_definition(&graph, &weights, &inputs);
+            for (i, edge) in graph.edges.iter().enumerate() {
+                assert_eq!(run.values[i], expected[i], "{}", edge.name);
+                assert_eq!(run.values[i].len(), edge.len());
+            }
+        }
+    }
+
+    #[test]
+    fn overflows_are_counted_and_wrap() {
+        // Rings for magnitudes that these weights exceed by far.
+        for magnitude in [-4, -2, 0, 2] {
+            let graph = Graph::build(&spec(Pooling::Mean, magnitude), 8).unwrap();
+            let weights = weights(&graph);
+            let inputs = inputs(&graph, 1 << 14);
+            let run = execute(&graph, &weights, &inputs).unwrap();
+            assert!(run.overflow_count() > 0);
+            let expected = by_definition(&graph, &weights, &inputs);
+            assert_eq!(run.values, expected, "{magnitude}");
+            for (i, edge) in graph.edges.iter().enumerate() {
+                let id = EdgeId(i);
+                assert!(run.residues(&graph, id).iter().all(|&x| x <= edge.ring.mask()));
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_at_the_top_of_a_ring_counts_as_overflow() {
+        let graph = Graph::build(&spec(Pooling::First, 7), 8).unwrap();
+        let ring = ShareModulus::pow2(20).unwrap();
+        let edge = Edge { ring, ..graph.edge(graph.embedding).clone() };
+        let top = (1 << 19) - 1;
+        let truncate = Function::Truncate { shift: 4 };
+        assert_eq!(garbled(&truncate, &edge, &[top, top - 8, top - 7, -top - 1]).1, 2);
+        let table = PowerTable::new(crate::arith::fixed::RowPower::InverseSqrt, 1.0, 8, 8, 4, 9, 6, 9).unwrap();
+        let power = Function::Power { table, numerator: 1.0, in_frac: 8, out_frac: 8 };
+        assert_eq!(garbled(&power, &edge, &[0, -5, 15, 16, 1023, 1024]).1, 4);
+    }
+
+    #[test]
+    fn wrong_shapes_are_refused() {
+        let graph = Graph::build(&spec(Pooling::Mean, 7), 8).unwrap();
+        let weights = weights(&graph);
+        let good = inputs(&graph, 1000);
+        let short = Inputs { embedding: vec![0; 3], ..good.clone() };
+        assert!(matches!(execute(&graph, &weights, &short), Err(OracleError::Shape { .. })));
+        let no_pool = Inputs { pool: None, ..good.clone() };
+        assert!(matches!(execute(&graph, &weights, &no_pool), Err(OracleError::Shape { .. })));
+        let none = ServerWeights::from_matrices(BTreeMap::new());
+        assert!(matches!(execute(&graph, &none, &good), Err(OracleError::Weights(_))));
+    }
+
+    #[test]
+    fn exact_paths_agree_at_their_limits() {
+        for bits in [10, 20, 26, 31, 40, 62] {
+            let (a, b) = (numbers(3 * 5, 1 << bits, 1), numbers(5 * 4, 1 << bits, 2));
+            assert_eq!(exact_product(&a, &b, 3, 5, 4), plain_product(&a, &b, 3, 5, 4), "{bits}");
+        }
+    }
 }

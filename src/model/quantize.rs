@@ -19,9 +19,6 @@ use super::{
 /// Weights are below `2^WEIGHT_BITS` in magnitude.
 pub const WEIGHT_BITS: u32 = 15;
 
-/// Most fraction bits of a weight.
-pub const WEIGHT_FRAC: u32 = 12;
-
 /// A linear map in fixed point, the server's secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WeightMatrix {
@@ -59,6 +56,11 @@ impl ServerWeights {
     /// The matrix of a name that occurs in the model's graph; `None` for any other.
     pub fn get(&self, id: WeightId) -> Option<&WeightMatrix> {
         self.matrices.get(&id)
+    }
+
+    /// From matrices made elsewhere. Their shapes are checked where they are used.
+    pub fn from_matrices(matrices: BTreeMap<WeightId, WeightMatrix>) -> Self {
+        Self { matrices }
     }
 
     /// All matrices in order of their names.
@@ -155,11 +157,11 @@ impl RealMatrix {
         self
     }
 
-    /// Most fraction bits up to [`WEIGHT_FRAC`] at which every weight fits.
-    fn weight_frac(&self) -> Option<u32> {
+    /// Most fraction bits up to `most` at which every weight fits.
+    fn weight_frac(&self, most: u32) -> Option<u32> {
         let largest = self.weight.iter().fold(0f64, |m, w| m.max(w.abs()));
         let limit = (1u64 << WEIGHT_BITS) as f64 - 0.5;
-        (1..=WEIGHT_FRAC).rev().find(|&f| largest * libm::exp2(f as f64) < limit)
+        (1..=most).rev().find(|&f| largest * libm::exp2(f as f64) < limit)
     }
 
     fn round(&self, frac: u32, in_frac: u32) -> Option<WeightMatrix> {
@@ -224,10 +226,10 @@ impl Rounded {
     ///
     /// # Errors
     /// [`ModelError::Unsupported`] for weights over `2^14`.
-    pub fn new(folded: &BTreeMap<WeightId, RealMatrix>) -> Result<Self, ModelError> {
+    pub fn new(folded: &BTreeMap<WeightId, RealMatrix>, precision: &Precision) -> Result<Self, ModelError> {
         let mut frac = BTreeMap::new();
         for (&id, map) in folded {
-            frac.insert(id, map.weight_frac().ok_or_else(|| too_large(id))?);
+            frac.insert(id, map.weight_frac(precision.weight_frac).ok_or_else(|| too_large(id))?);
         }
         for i in 0.. {
             let ids = [WeightId::Query(i), WeightId::Key(i), WeightId::Value(i)];
@@ -239,7 +241,7 @@ impl Rounded {
     }
 
     fn frac(&self, id: WeightId) -> u32 {
-        self.frac.get(&id).copied().unwrap_or(WEIGHT_FRAC)
+        self.frac.get(&id).copied().unwrap_or(1)
     }
 }
 
@@ -322,10 +324,10 @@ mod tests {
 
     #[test]
     fn fraction_bits_give_way_to_large_weights() {
-        assert_eq!(map(1, 1, &[7.9], &[0.0]).weight_frac(), Some(12));
-        assert_eq!(map(1, 1, &[-8.1], &[0.0]).weight_frac(), Some(11));
-        assert_eq!(map(1, 1, &[16380.0], &[0.0]).weight_frac(), Some(1));
-        assert_eq!(map(1, 1, &[16384.0], &[0.0]).weight_frac(), None);
+        assert_eq!(map(1, 1, &[7.9], &[0.0]).weight_frac(12), Some(12));
+        assert_eq!(map(1, 1, &[-8.1], &[0.0]).weight_frac(12), Some(11));
+        assert_eq!(map(1, 1, &[16380.0], &[0.0]).weight_frac(12), Some(1));
+        assert_eq!(map(1, 1, &[16384.0], &[0.0]).weight_frac(12), None);
         let m = map(1, 2, &[7.99979, -0.25], &[1.5, 0.0]).round(12, 10).unwrap();
         assert_eq!((&m.weights[..], &m.bias[..]), (&[32767, -1024][..], &[3 << 21, 0][..]));
         assert_eq!(m.column_sum(), 32767);

@@ -77,12 +77,12 @@ impl Model {
     /// [`ModelError`] if the calibration has other shapes than the checkpoint, or no graph.
     pub fn calibrated(checkpoint: Checkpoint, calibration: Calibration) -> Result<Self, ModelError> {
         let spec = calibration.spec;
+        spec.validate()?;
         let folded = quantize::fold(&checkpoint);
-        let shapes = quantize::shapes(&checkpoint, &Rounded::new(&folded)?, &spec.precision);
+        let shapes = quantize::shapes(&checkpoint, &Rounded::new(&folded, &spec.precision)?, &spec.precision);
         if !same_shapes(&shapes, &spec) {
             return Err(ModelError::Unsupported { what: "its shapes are not the checkpoint's".into() });
         }
-        spec.validate()?;
         for tokens in BUCKETS.into_iter().filter(|&b| b <= checkpoint.config.positions) {
             Graph::build(&spec, tokens)?;
         }
@@ -98,7 +98,7 @@ impl Model {
     /// [`ModelError`] if weights are too large or no ring is wide enough.
     pub fn worst_case(checkpoint: Checkpoint, precision: &Precision) -> Result<Self, ModelError> {
         let folded = quantize::fold(&checkpoint);
-        let rounded = Rounded::new(&folded)?;
+        let rounded = Rounded::new(&folded, precision)?;
         let shapes = quantize::shapes(&checkpoint, &rounded, precision);
         let (spec, clamped) = bounds::worst_case(&checkpoint, &rounded, shapes)?;
         let weights = ServerWeights::new(&folded, &spec)?;
