@@ -1,9 +1,9 @@
 //! The fixed-point model beside the floating-point model over a file of sentences.
 //!
-//!     cargo run --release --example accuracy -- MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [KEY=BITS]...
+//!     cargo run --release --example accuracy -- MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [out=FILE.json] [KEY=BITS]...
 //!
 //! FILE.tsv has a header, then a sentence and, if there is one, its label on each line. Without `calibrate` the magnitudes are
-//! the worst case; with it they come from the first N sentences of that file. KEY is a field of `Precision`. The count of
+//! the worst case; with it they come from the first N sentences of that file and are written to `out`. KEY is a field of `Precision`. The count of
 //! AND gates is an estimate for 32 tokens: ring widths in and out, and the tables.
 
 use heliostat::model::{
@@ -15,15 +15,19 @@ type Failure = Box<dyn std::error::Error>;
 fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1);
     let (Some(folder), Some(file)) = (args.next(), args.next()) else {
-        return Err("usage: accuracy MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [KEY=BITS]...".into());
+        return Err(
+            "usage: accuracy MODEL FILE.tsv [count=N] [calibrate=FILE.tsv] [samples=N] [out=FILE.json] [KEY=BITS]..."
+                .into(),
+        );
     };
-    let (mut count, mut samples, mut calibrate) = (usize::MAX, 400, None);
+    let (mut count, mut samples, mut calibrate, mut out) = (usize::MAX, 400, None, None);
     let mut precision = Precision::default();
     for argument in args {
         let (key, value) = argument.split_once('=').ok_or("options have the form KEY=VALUE")?;
         match key {
             "count" => count = value.parse()?,
             "samples" => samples = value.parse()?,
+            "out" => out = Some(value.to_string()),
             "calibrate" => calibrate = Some(value.to_string()),
             _ => *field(&mut precision, key).ok_or(format!("no field {key}"))? = value.parse()?,
         }
@@ -38,6 +42,9 @@ fn main() -> Result<(), Failure> {
             calibrator.add(&text)?;
         }
         let calibration = calibrator.finish(HEADROOM_BITS)?;
+        if let Some(out) = out {
+            calibration.write(out.as_ref())?;
+        }
         model = Model::calibrated(Checkpoint::read(folder.as_ref())?, calibration)?;
     }
     println!("{:?}; about {} AND gates", model.provenance(), and_gates(&model.client().graph(32)?));

@@ -470,7 +470,7 @@ mod tests {
         for pooling in [Pooling::First, Pooling::Mean, Pooling::Tokens] {
             let graph = Graph::build(&spec(pooling, 7), 8).unwrap();
             let weights = weights(&graph);
-            let inputs = inputs(&graph, 1 << 14);
+            let inputs = inputs(&graph, 1 << 12);
             let run = execute(&graph, &weights, &inputs).unwrap();
             assert_eq!(run.overflow_count(), 0, "{:?}", run.overflows);
             let expected = by_definition(&graph, &weights, &inputs);
