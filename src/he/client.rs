@@ -51,7 +51,7 @@ impl HeClient {
     }
 
     #[cfg(test)]
-    pub(super) fn secret(&self) -> &SecretKey {
+    pub(crate) fn secret(&self) -> &SecretKey {
         &self.secret
     }
 

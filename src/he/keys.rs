@@ -38,7 +38,17 @@ pub(super) fn uniform_half(
 
 /// A ternary secret key.
 ///
-/// It has no wire form, no `Debug`, no `Clone` and no serde, and is wiped on drop.
+/// It has no wire form, no `Debug`, no `Clone` and no serde, and is wiped on drop. None of these compiles:
+///
+/// ```compile_fail
+/// fn copied(key: &heliostat::he::SecretKey) -> heliostat::he::SecretKey { key.clone() }
+/// ```
+/// ```compile_fail
+/// fn sent(key: &heliostat::he::SecretKey) -> String { serde_json::to_string(key).unwrap() }
+/// ```
+/// ```compile_fail
+/// fn printed(key: &heliostat::he::SecretKey) -> String { format!("{key:?}") }
+/// ```
 pub struct SecretKey {
     ternary: Zeroizing<Vec<i8>>,
     /// `[all limbs][N]`, NTT domain.
@@ -59,9 +69,16 @@ impl SecretKey {
         &self.ntt[limb * params.n()..][..params.n()]
     }
 
+    /// The key in every form that it has in memory or could be packed in, for searches of transcripts.
     #[cfg(test)]
-    pub(super) fn ternary(&self) -> &[i8] {
-        &self.ternary
+    pub(crate) fn forms(&self, params: &ParameterSet) -> Vec<Vec<u8>> {
+        let mut forms = vec![self.ternary.iter().map(|&x| x as u8).collect::<Vec<u8>>()];
+        for limb in 0..params.ring().moduli().len() {
+            let limb = self.limb(params, limb);
+            forms.push(crate::arith::bits::pack(limb, params.residue_bits()));
+            forms.push(limb.iter().flat_map(|x| x.to_le_bytes()).collect());
+        }
+        forms
     }
 }
 

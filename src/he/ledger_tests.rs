@@ -240,12 +240,7 @@ fn the_secret_key_has_no_wire_form() {
     sent.extend(bench.client.galois_keys(BLOCK, &mut bench.rng).unwrap().to_bytes(&params));
     sent.extend(bench.client.encrypt(bench.t, &m, &mut bench.rng).unwrap().to_bytes(&params));
     let secret = bench.client.secret();
-    let mut needles = vec![secret.ternary().iter().map(|&x| x as u8).collect::<Vec<u8>>()];
-    for limb in 0..params.ring().moduli().len() {
-        needles.push(crate::arith::bits::pack(secret.limb(&params, limb), params.residue_bits()));
-        needles.push(secret.limb(&params, limb).iter().flat_map(|x| x.to_le_bytes()).collect());
-    }
-    for needle in needles {
+    for needle in secret.forms(&params) {
         for at in [0, needle.len() / 2] {
             let needle = &needle[at..at + 24];
             assert!(!sent.windows(24).any(|window| window == needle));

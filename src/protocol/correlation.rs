@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{ProtocolError, Result, SecretVec, ShareBoard};
 use crate::{
@@ -74,6 +74,8 @@ impl std::ops::Deref for SecretBlocks {
         &self.0
     }
 }
+
+impl ZeroizeOnDrop for SecretBlocks {}
 
 impl Drop for SecretBlocks {
     fn drop(&mut self) {
@@ -188,6 +190,8 @@ pub struct GarblerSecrets {
     pub label_seed: Block,
 }
 
+impl ZeroizeOnDrop for GarblerSecrets {}
+
 impl Drop for GarblerSecrets {
     fn drop(&mut self) {
         self.delta.zeroize();
@@ -205,7 +209,7 @@ pub struct ServerCorrelation {
     linear: Mutex<HashMap<NodeId, SecretVec>>,
     masks: Mutex<HashMap<NodeId, ServerProduct>>,
     products: Mutex<HashMap<NodeId, SecretVec>>,
-    permute: Mutex<HashMap<ChunkKey, Vec<u8>>>,
+    permute: Mutex<HashMap<ChunkKey, Zeroizing<Vec<u8>>>>,
     spent: AtomicBool,
 }
 
@@ -268,10 +272,10 @@ impl ServerCorrelation {
     }
 
     pub(super) fn put_permute(&self, key: ChunkKey, bits: Vec<u8>) {
-        lock(&self.permute).insert(key, bits);
+        lock(&self.permute).insert(key, Zeroizing::new(bits));
     }
 
-    pub(super) fn take_permute(&self, key: ChunkKey) -> Result<Vec<u8>> {
+    pub(super) fn take_permute(&self, key: ChunkKey) -> Result<Zeroizing<Vec<u8>>> {
         lock(&self.permute)
             .remove(&key)
             .ok_or_else(|| ProtocolError::Missing { what: format!("output bits of node {} chunk {}", key.0.0, key.1) })
@@ -294,7 +298,7 @@ impl ServerCorrelation {
             linear: copy(&self.linear),
             products: copy(&self.products),
             masks: lock(&self.masks).iter().map(|(k, m)| (*k, m.left_mask.to_vec(), m.right_mask.to_vec())).collect(),
-            permute: lock(&self.permute).iter().map(|(k, v)| (*k, v.clone())).collect(),
+            permute: lock(&self.permute).iter().map(|(k, v)| (*k, v.to_vec())).collect(),
         }
     }
 
@@ -329,6 +333,8 @@ pub struct ServerExport {
     pub permute: Vec<(ChunkKey, Vec<u8>)>,
 }
 
+impl ZeroizeOnDrop for ServerExport {}
+
 impl Drop for ServerExport {
     fn drop(&mut self) {
         self.delta.zeroize();
@@ -338,6 +344,7 @@ impl Drop for ServerExport {
             l.zeroize();
             r.zeroize();
         });
+        self.permute.iter_mut().for_each(|(_, bits)| bits.zeroize());
     }
 }
 

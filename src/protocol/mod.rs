@@ -15,6 +15,8 @@ mod plan;
 mod shares;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod transcript_tests;
 mod weights;
 
 pub use correlation::{

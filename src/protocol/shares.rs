@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::{ProtocolError, Result};
 use crate::{
@@ -50,6 +50,8 @@ impl std::ops::DerefMut for SecretVec {
         &mut self.0
     }
 }
+
+impl ZeroizeOnDrop for SecretVec {}
 
 impl Drop for SecretVec {
     fn drop(&mut self) {

@@ -13,8 +13,8 @@ use crate::{
 pub(super) struct Parties {
     pub plan: Arc<Plan>,
     pub weights: Arc<crate::model::ServerWeights>,
-    client_keys: Arc<ClientKeys>,
-    server_keys: Arc<ServerKeys>,
+    pub client_keys: Arc<ClientKeys>,
+    pub server_keys: Arc<ServerKeys>,
     pub model: Model,
 }
 

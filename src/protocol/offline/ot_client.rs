@@ -35,7 +35,7 @@ struct Outstanding {
     node: NodeId,
     chunk: usize,
     /// Of products: OT keys and choice bits.
-    keys: Option<(Vec<Block>, Zeroizing<Vec<u8>>)>,
+    keys: Option<(Zeroizing<Vec<Block>>, Zeroizing<Vec<u8>>)>,
 }
 
 /// The client's machine of the OT lane.
@@ -45,7 +45,7 @@ pub struct OtClient {
     setup: Setup,
     receiver: Option<CotReceiver>,
     sender: Option<CotSender>,
-    delta: Block,
+    delta: Zeroizing<Block>,
     rng: SecureRng,
     pending: VecDeque<NodeId>,
     current: Option<(NodeId, usize)>,
@@ -59,7 +59,7 @@ pub struct OtClient {
 impl OtClient {
     /// A machine that will make `nodes`; base OTs come first.
     pub fn new(plan: Arc<Plan>, correlation: Arc<ClientCorrelation>, nodes: Vec<NodeId>, mut rng: SecureRng) -> Self {
-        let delta = Block::random(&mut rng).with_lsb_set();
+        let delta = Zeroizing::new(Block::random(&mut rng).with_lsb_set());
         let mut own = Self {
             plan,
             correlation,
@@ -139,7 +139,7 @@ impl OtClient {
                 let bits = graph.edge(edge).ring.bits();
                 let choices = Zeroizing::new(bits::pack(&share[range.clone()], bits));
                 let (matrix, keys) = receiver.extend(&choices, range.len() * bits as usize)?;
-                self.outstanding.push_back(Outstanding { node, chunk, keys: Some((keys, choices)) });
+                self.outstanding.push_back(Outstanding { node, chunk, keys: Some((Zeroizing::new(keys), choices)) });
                 matrix
             }
             None => return Err(ProtocolError::Mismatch { detail: format!("node {} needs no OTs", node.0) }),
@@ -169,8 +169,8 @@ impl OtClient {
             let share = self.correlation.board.expect(graph, op.inputs()[0])?;
             let rows = gather_rows(graph, node, &share, range.clone(), p.width);
             let sender = self.sender.as_mut().ok_or(ProtocolError::Missing { what: "the base OTs".into() })?;
-            let keys = sender.extend(matrix, shape.ots())?;
-            let (message, piece) = gilboa::send(&shape, &hash(true), self.delta, &keys, &rows)?;
+            let keys = Zeroizing::new(sender.extend(matrix, shape.ots())?);
+            let (message, piece) = gilboa::send(&shape, &hash(true), *self.delta, &keys, &rows)?;
             let piece = Zeroizing::new(piece);
             self.correlation.with_product(node, out_len, |sum| scatter_rows(graph, node, range, p.width, &piece, sum));
             self.outgoing.push_back(Message::ProductUp { node: node.0 as u32, chunk: chunk as u32, message });
@@ -188,7 +188,7 @@ impl OtClient {
             };
             self.receiver = Some(CotReceiver::set_up(base, &choice)?);
             let session = reverse_session(&self.correlation.session);
-            let (sender, reply) = CotSender::set_up(&session, self.delta, &offer, &mut self.rng)?;
+            let (sender, reply) = CotSender::set_up(&session, *self.delta, &offer, &mut self.rng)?;
             self.sender = Some(sender);
             self.setup = Setup::Reply(reply);
             return Ok(());

@@ -35,7 +35,7 @@ enum Setup {
 
 /// Choices of this side whose product message has not come yet.
 struct Reverse {
-    keys: Vec<Block>,
+    keys: Zeroizing<Vec<Block>>,
     choices: Zeroizing<Vec<u8>>,
 }
 
@@ -115,7 +115,7 @@ impl OtServer {
             Some(OtPlan::Garbled(g)) => {
                 let range = g.chunk(chunk);
                 let circuit = g.gadget.circuit();
-                let zero = self.transfer(matrix, range.len() * circuit.evaluator_inputs())?;
+                let zero = Zeroizing::new(self.transfer(matrix, range.len() * circuit.evaluator_inputs())?);
                 let key = gate_key(&self.correlation.session, id, range.start);
                 let secrets = &self.correlation.secrets;
                 let seed = LabelSeed::new(secrets.label_seed);
@@ -146,7 +146,7 @@ impl OtServer {
         let (ring, range) = (input.ring, p.chunk(chunk));
         let out_len = graph.edge(graph.node(id).output).len();
         let shape = p.shape(chunk)?;
-        let keys = self.transfer(matrix, shape.ots())?;
+        let keys = Zeroizing::new(self.transfer(matrix, shape.ots())?);
         let square = matches!(op, Op::SquareSum { .. });
         let (values, choices) = self.correlation.with_masks(id, |m| {
             if square {
@@ -171,7 +171,7 @@ impl OtServer {
             let receiver = self.receiver.as_mut().ok_or(ProtocolError::Missing { what: "the base OTs".into() })?;
             let (matrix, keys) = receiver.extend(&choices, shape.ots())?;
             own = matrix;
-            self.reverse.insert((id, chunk), Reverse { keys, choices });
+            self.reverse.insert((id, chunk), Reverse { keys: Zeroizing::new(keys), choices });
         } else {
             self.finished(id);
         }

@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use zeroize::{Zeroize, Zeroizing};
+
 use super::bilinear::bilinear;
 use crate::{
     model::{EdgeId, Graph, Inputs, NodeId, Op},
@@ -95,7 +97,7 @@ impl OnlineClient {
 
     fn masked_input(&mut self) -> Result<Message> {
         self.correlation.spend()?;
-        let input = self.input.take().ok_or(ProtocolError::Spent)?;
+        let mut input = self.input.take().ok_or(ProtocolError::Spent)?;
         let graph = self.graph();
         let mask = |id: EdgeId, values: &[i64]| -> Result<Vec<u8>> {
             let ring = graph.edge(id).ring;
@@ -109,6 +111,8 @@ impl OnlineClient {
             (Some(id), Some(values)) => mask(id, values)?,
             _ => Vec::new(),
         };
+        input.embedding.zeroize();
+        input.pool.zeroize();
         Ok(Message::Input { embedding, pool })
     }
 
@@ -154,9 +158,10 @@ impl OnlineClient {
             Op::SquareSum { .. } => delta_l.clone(),
             _ => unpack_ring(right, graph.edge(r).len(), graph.edge(r).ring)?,
         };
-        let opened: Vec<u64> = own_l.iter().zip(&delta_l).map(|(&x, &d)| x.wrapping_add(d)).collect();
-        let mut share = bilinear(graph, id, &opened, &own_r)?;
-        let cross = bilinear(graph, id, &own_l, &delta_r)?;
+        let opened: Zeroizing<Vec<u64>> =
+            Zeroizing::new(own_l.iter().zip(&delta_l).map(|(&x, &d)| x.wrapping_add(d)).collect());
+        let mut share = Zeroizing::new(bilinear(graph, id, &opened, &own_r)?);
+        let cross = Zeroizing::new(bilinear(graph, id, &own_l, &delta_r)?);
         let offline = self.correlation.take_product(id)?;
         let out = graph.edge(node.output);
         let next = board.expect(graph, node.output)?;
