@@ -284,6 +284,7 @@ fn the_report_has_its_fields_and_adds_up() {
     assert_eq!(r["garbled"]["bytes"], r["spool_bytes"]);
     assert!(r["he"]["products"].as_u64().unwrap() > 0 && r["he"]["ciphertexts_down"].as_u64().unwrap() > 0);
     assert!(r["ot"]["count"].as_u64().unwrap() > 0);
+    assert!(r["statistical_distance_log2"].as_f64().unwrap() < -20.0);
     assert!(r["overlap"].as_f64().unwrap() > 0.0);
     let ops = r["ops"].as_array().unwrap();
     assert!(ops.iter().all(|op| op["gpu"] == 0) && ops.iter().any(|op| op["cpu"].as_u64() > Some(0)));
@@ -302,6 +303,47 @@ fn the_report_has_its_fields_and_adds_up() {
     ]));
     assert_eq!((interleaved["spool_bytes"].as_u64(), interleaved["tables"].as_str()), (Some(0), Some("interleaved")));
     assert_eq!(interleaved["inputs"][0]["outputs"], inputs[0]["outputs"]);
+}
+
+/// Needs a Vulkan adapter; software (lavapipe) will do.
+#[test]
+#[cfg(target_os = "linux")]
+fn dual_compares_every_operation() {
+    let model = model();
+    let output = run(&["local", "--backend", "dual", "--model", model.to_str().unwrap(), "--text", TEXT, "--json"]);
+    assert!(output.status.success(), "install mesa-vulkan-drivers and libvulkan1: {}", stderr(&output));
+    let report = json(&output);
+    assert_eq!(
+        (report["backend"]["kind"].as_str(), &report["inputs"][0]["oracle_equal"]),
+        (Some("dual"), &true.into())
+    );
+    let ops = report["ops"].as_array().unwrap();
+    for needed in ["ntt_forward", "ntt_inverse", "matmul_plain", "automorphism", "key_switch", "mod_switch"] {
+        assert!(ops.iter().any(|op| op["name"] == needed), "{needed}: {ops:?}");
+    }
+    for op in ops {
+        let count = |field: &str| op[field].as_u64().unwrap();
+        assert!(count("gpu") > 0 && count("gpu") == count("cpu") && count("compared") > 0, "{op}");
+    }
+}
+
+#[test]
+fn phases_run_apart_and_a_correlation_serves_once() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), model());
+    let base =
+        ["local", "--backend", "cpu", "--model", model.to_str().unwrap(), "--store", dir.path().to_str().unwrap()];
+    let run = |more: &[&str]| run(&[&base[..], more].concat());
+    let prepared = json(&run(&["--phase", "offline", "--bucket", "8", "--json"]));
+    assert_eq!((prepared["prepared"].as_array().unwrap().len(), &prepared["prepared"][0]["bucket"]), (1, &8.into()));
+    let online = ["--phase", "online", "--text", TEXT];
+    let report = json(&run(&[&online[..], &["--json"]].concat()));
+    assert_eq!((&report["inputs"][0]["oracle_equal"], &report["tables"]), (&true.into(), &"kept".into()));
+    let offline = report["offline"]["bytes_down"].as_u64().unwrap();
+    assert!(
+        offline * 10 < prepared["prepared"][0]["bytes_down"].as_u64().unwrap(),
+        "{offline} bytes after the offline phase"
+    );
+    one_sentence(&run(&[&online[..], &["--quiet"]].concat()), "offline phase");
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub struct Report {
     pub threads: usize,
     /// The link that the channel was shaped to, or how the parties were connected.
     pub link: String,
-    /// How garbled tables were kept: `spooled`, `interleaved` or `stored`.
+    /// How garbled tables were kept: `spooled`, `interleaved` or `kept` (made in an earlier run).
     pub tables: String,
     /// Gauges of this machine.
     pub calibration: Calibration,
@@ -51,7 +51,8 @@ pub struct Report {
     pub peak_rss_bytes: Option<u64>,
     /// What each side, and who listens on the line, learns.
     pub reveals: Vec<String>,
-    /// `log2` of the statistical distance between the server's responses and what they must not depend on, in all.
+    /// `log2` of a bound on the statistical distance, over all inputs, between the noise that the client decrypts and noise
+    /// that does not depend on the server's weights.
     pub statistical_distance_log2: Option<f64>,
     /// What a reader should know besides: cut texts, worst-case settings, reconnections.
     pub notices: Vec<String>,
@@ -186,10 +187,10 @@ pub struct GarbledReport {
 /// Homomorphic work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeReport {
-    /// Plaintext-ciphertext products: the server's, null where it is another process.
-    pub products: Option<u64>,
-    /// Key switches: the server's, null where it is another process.
-    pub key_switches: Option<u64>,
+    /// Plaintext-ciphertext products of the server: counted, or planned where it is another process.
+    pub products: u64,
+    /// Key switches of the server, likewise.
+    pub key_switches: u64,
     /// Transforms of one limb in this process.
     pub ntts: u64,
     /// Ciphertexts that the client encrypted.

@@ -17,8 +17,7 @@ static WRITING: Mutex<()> = Mutex::new(());
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
     let _writing = pause();
     let failed = |source| ReportError::Write { path: path.to_path_buf(), source };
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".heliostat-").tempfile_in(directory).map_err(failed)?;
+    let mut file = tempfile::Builder::new().prefix(".heliostat-").tempfile_in(directory(path)).map_err(failed)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     #[cfg(unix)]
     {
@@ -28,6 +27,23 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
     }
     file.persist(path).map_err(|e| failed(e.error))?;
     Ok(())
+}
+
+/// Finds out before the work whether a file can be written at its end: makes a temporary file beside `path` and removes it.
+///
+/// # Errors
+/// [`ReportError::Write`].
+pub fn check_writable(path: &Path) -> Result<(), ReportError> {
+    let _writing = pause();
+    let failed = |source| ReportError::Write { path: path.to_path_buf(), source };
+    if path.is_dir() {
+        return Err(failed(std::io::ErrorKind::IsADirectory.into()));
+    }
+    tempfile::Builder::new().prefix(".heliostat-").tempfile_in(directory(path)).map(drop).map_err(failed)
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Waits until no file is being written, and keeps it so until the guard is dropped: before the process ends early, so that
@@ -49,7 +65,12 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let absent = dir.path().join("absent/report.json");
-        let error = write_whole(&absent, b"x").unwrap_err().to_string();
-        assert!(error.starts_with("cannot write") && error.contains("absent"), "{error}");
+        for result in [write_whole(&absent, b"x"), check_writable(&absent)] {
+            let error = result.unwrap_err().to_string();
+            assert!(error.starts_with("cannot write") && error.contains("absent"), "{error}");
+        }
+        assert!(check_writable(dir.path()).is_err());
+        check_writable(&dir.path().join("new")).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

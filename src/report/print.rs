@@ -74,11 +74,11 @@ fn write_summary(out: &mut String, r: &Report) -> fmt::Result {
         writeln!(out, "online   {}", totals(&r.online))?;
     }
     writeln!(out, "garbled  {} AND gates, {}", r.garbled.and_gates, bytes(r.garbled.bytes))?;
-    write!(out, "HE       {} ciphertexts up, {} down", r.he.ciphertexts_up, r.he.ciphertexts_down)?;
-    if let (Some(products), Some(switches)) = (r.he.products, r.he.key_switches) {
-        write!(out, ", {products} products, {switches} key switches")?;
-    }
-    writeln!(out)?;
+    writeln!(
+        out,
+        "HE       {} ciphertexts up, {} down, {} products, {} key switches",
+        r.he.ciphertexts_up, r.he.ciphertexts_down, r.he.products, r.he.key_switches
+    )?;
     writeln!(out, "OT       {}", r.ot.count)?;
     writeln!(out, "tables   {}, {} on disk", r.tables, bytes(r.spool_bytes))?;
     if let Some(peak) = r.peak_rss_bytes {

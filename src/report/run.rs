@@ -19,6 +19,8 @@ use crate::{
         Traffic,
         session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, overlap},
     },
+    packing::{CoefficientPacking, Packing},
+    protocol::{HeItem, Plan},
 };
 
 /// How garbled tables are kept between the phases.
@@ -121,6 +123,11 @@ struct Totals {
     steps: Vec<StepReport>,
     and_gates: u64,
     ots: u64,
+    /// What the plans say of the server's work, for where it is another process.
+    products: u64,
+    key_switches: u64,
+    /// Sum of the inferences' statistical distances.
+    distance: f64,
     client: HeCounters,
     spool_bytes: u64,
     /// Sum of overlap times wall time, and of wall time, of the offline phases.
@@ -259,12 +266,29 @@ impl<'a, C: Connect> Runner<'a, C> {
         let plan = prepared.plan().clone();
         self.report.and_gates += plan.and_gates();
         self.report.ots += prepared.ot_count();
+        self.account_for_he(&plan);
         let start = Instant::now();
         let values = session.online(prepared, model.inputs(encoded)?)?;
         let outputs = model.decode(encoded, &plan.graph, &values)?;
         let seconds = reading + start.elapsed().as_secs_f64();
         entry.online = Some(totals(seconds, &session.cut().since(&made)));
         Ok(Private { values, outputs })
+    }
+
+    fn account_for_he(&mut self, plan: &Plan) {
+        for (_, item) in &plan.he {
+            let packings: Vec<&CoefficientPacking> = match item {
+                HeItem::Linear { packing, .. } => vec![packing],
+                HeItem::Product(terms) => terms.iter().map(|(_, packing)| packing).collect(),
+            };
+            for packing in packings {
+                let counts = packing.counts();
+                self.report.products += counts.products;
+                self.report.key_switches += counts.key_switches;
+                let distance = packing.response_plan().statistical_distance_log2(counts.ciphertexts_down);
+                self.report.distance += distance.exp2();
+            }
+        }
     }
 
     fn compare(&mut self, encoded: &Encoded, private: &Private, entry: &mut InputReport) -> Result<(), ReportError> {
@@ -345,8 +369,8 @@ impl<'a, C: Connect> Runner<'a, C> {
             ops: ops_since(&self.ops_before, &self.backend.ops()),
             garbled: GarbledReport { and_gates: r.and_gates, bytes: r.and_gates * 32 },
             he: HeReport {
-                products: server.as_ref().map(|s| s.products),
-                key_switches: server.as_ref().map(|s| s.key_switches),
+                products: server.as_ref().map_or(r.products, |s| s.products),
+                key_switches: server.as_ref().map_or(r.key_switches, |s| s.key_switches),
                 ntts: r.client.ntts + server.as_ref().map_or(0, |s| s.ntts),
                 ciphertexts_up: r.client.encrypted,
                 ciphertexts_down: r.client.decrypted,
@@ -356,7 +380,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             spool_bytes: r.spool_bytes,
             peak_rss_bytes: measure::peak_rss_bytes(),
             reveals: reveals(),
-            statistical_distance_log2: None,
+            statistical_distance_log2: (r.distance > 0.0).then(|| r.distance.log2()),
             notices,
         };
         Ok((report, self.spans))

@@ -16,8 +16,8 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
     let inputs = args.texts.read()?;
     let expected = args.model_digest.as_deref().map(parse_digest).transpose()?;
     let cache = args.cache.clone().or_else(ManifestCache::default_dir);
+    let teller = Teller::new(&args.output)?;
     let machine = Machine::open(&args.engine)?;
-    let teller = Teller::new(&args.output);
     let connect = RemoteConnect {
         server: args.server,
         expected,

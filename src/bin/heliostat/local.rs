@@ -12,7 +12,7 @@ use heliostat::{
     net::session::{Recorder, ServerContext, Span, Tables, chrome_trace},
     report::{
         Report, RunOptions, Runner,
-        file::write_whole,
+        file::{check_writable, write_whole},
         inputs::TextInput,
         local::{LocalConnect, server_context},
         measure, print,
@@ -60,10 +60,11 @@ pub struct Teller<'a> {
 }
 
 impl<'a> Teller<'a> {
-    /// Bars and a recorder for them.
-    pub fn new(args: &'a OutputArgs) -> Self {
+    /// Bars and a recorder for them; finds out whether the files can be written.
+    pub fn new(args: &'a OutputArgs) -> Result<Self, Failure> {
+        args.report.iter().chain(&args.trace).try_for_each(|path| check_writable(path))?;
         let (bars, recorder) = Bars::new(args.quiet);
-        Self { args, bars, recorder }
+        Ok(Self { args, bars, recorder })
     }
 
     /// Runs all inputs, prints each, then prints and writes the report.
@@ -189,19 +190,22 @@ fn prepare(
     store: &Path,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let recorder = Teller::new(output).recorder;
+    let teller = Teller::new(output)?;
     let prepared = std::thread::scope(|scope| -> Result<Vec<serde_json::Value>, Failure> {
-        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), link, recorder);
+        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), link, teller.recorder.clone());
         let mut session = connect.connect()?.session;
         let mut done = Vec::new();
         for &bucket in buckets {
             let (before, start) = (session.cut(), Instant::now());
             drop(session.offline(bucket, Tables::Keep(store.to_path_buf()))?);
+            teller.bars.clear();
             let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
             if !output.json && !output.quiet {
                 output::text(&format!(
-                    "prepared one inference of {bucket} tokens in {seconds:.2} s ({} bytes up, {} down)\n",
-                    traffic.bytes_up, traffic.bytes_down,
+                    "prepared one inference of {bucket} tokens in {seconds:.3} s, {} up, {} down, {} rounds\n",
+                    print::bytes(traffic.bytes_up),
+                    print::bytes(traffic.bytes_down),
+                    traffic.rounds,
                 ))?;
             }
             done.push(serde_json::json!({
@@ -246,7 +250,7 @@ fn run_on(
     output: &OutputArgs,
 ) -> Result<(), Failure> {
     let Machine { backend, environment } = machine;
-    let teller = Teller::new(output);
+    let teller = Teller::new(output)?;
     let options = RunOptions { max_tokens, tables, keep_spans: output.trace.is_some() };
     std::thread::scope(|scope| {
         let connect = LocalConnect::new(scope, server, backend.clone(), link, teller.recorder.clone());
