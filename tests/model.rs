@@ -1,5 +1,7 @@
 //! Real checkpoints: the float model against an independent implementation, the oracle against the float model, and what is
 //! said about folders that cannot be loaded.
+// Helpers of tests, which the lint does not count as tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,6 @@
 //! Small made-up checkpoints of every form that is imported: each loads, and its oracle agrees with its float model.
+// Helpers of tests, which the lint does not count as tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{collections::BTreeMap, path::Path};
 
