@@ -2,6 +2,12 @@
 //! on the text, and none of the plaintext secrets. What the two sides' correlations show of each other is tested beside
 //! the protocol (`protocol::transcript_tests`). `SECURITY.md` lists the rules and the tests of each.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests, which clippy does not recognise outside test functions"
+)]
+
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread};
 
 use heliostat::{
