@@ -113,3 +113,38 @@ fn kept_correlations_serve_another_connection_once() {
     let left = |d: &Path| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
     assert_eq!((left(&client_dir), left(&server_dir)), (vec!["key".into()], vec!["key".into()]));
 }
+
+/// The three real checkpoints, 8 tokens each: classification by [CLS], classification and embedding by mean pooling.
+#[test]
+fn real_checkpoints_equal_the_oracle() {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models");
+    let dir = match std::env::var_os("HELIOSTAT_MODELS") {
+        Some(dir) => dir.into(),
+        None if default.is_dir() => default,
+        None => {
+            println!("NOT RUN: ../shared/models absent (HELIOSTAT_MODELS is not set)");
+            return;
+        }
+    };
+    for (name, text) in [
+        ("bert-tiny-sst2", "\u{1f600} fine"),
+        ("minilm-sst2", "a charming film"),
+        ("all-minilm-l6-v2", "two cats sleep"),
+    ] {
+        let model = Model::load(&dir.join(name)).unwrap();
+        let context = context(&model);
+        let (client, server) = memory_pair(256 << 20);
+        let served =
+            thread::spawn(move || serve_connection(&context, server, Meter::new(Role::Server), &Recorder::default()));
+        let mut session = connect(client, &model, Recorder::default()).unwrap();
+        let prepared = session.offline(8, Tables::Spool(std::env::temp_dir())).unwrap();
+        let inputs = inputs(&model, text, 8);
+        let output = session.online(prepared, inputs.clone()).unwrap();
+        session.close().unwrap();
+        served.join().unwrap().unwrap();
+        let graph = model.client().graph(8).unwrap();
+        let oracle = execute(&graph, model.weights(), &inputs).unwrap();
+        assert_eq!(oracle.overflow_count(), 0, "{name}");
+        assert_eq!(output, oracle.edge(graph.output), "{name}");
+    }
+}

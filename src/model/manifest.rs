@@ -21,6 +21,9 @@ const HEADER_LIMIT: usize = 16 << 20;
 pub struct Manifest {
     /// The model's name, for reports.
     pub name: String,
+    /// blake3 of the checkpoint's files: binds the manifest's digest, and correlations kept on disk, to the weights. It tells
+    /// a client that guesses the whole checkpoint that the guess is right, and nothing else.
+    pub checkpoint: [u8; 32],
     /// Shapes, fraction bits and magnitudes.
     pub spec: ModelSpec,
     /// What the outputs mean.
@@ -39,6 +42,7 @@ pub struct Manifest {
 #[serde(deny_unknown_fields)]
 struct Header {
     name: String,
+    checkpoint: [u8; 32],
     spec: ModelSpec,
     output: OutputKind,
     labels: Vec<String>,
@@ -82,6 +86,7 @@ impl Manifest {
         let e = &self.embedding;
         let header = Header {
             name: self.name.clone(),
+            checkpoint: self.checkpoint,
             spec: self.spec.clone(),
             output: self.output,
             labels: self.labels.clone(),
@@ -149,6 +154,7 @@ impl Manifest {
             EmbeddingBlock { word, position, token_type, gain, bias, epsilon: header.epsilon, pad_id: header.pad_id };
         let manifest = Self {
             name: header.name,
+            checkpoint: header.checkpoint,
             spec: header.spec,
             output: header.output,
             labels: header.labels,

@@ -113,6 +113,7 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let manifest = Manifest {
             name: checkpoint.name.clone(),
+            checkpoint: checkpoint.digest,
             spec,
             output: checkpoint.output,
             labels: checkpoint.labels.clone(),
