@@ -166,6 +166,7 @@ fn bad_arguments_are_one_sentence() {
         one_sentence(&run(&[&["local", "--model", model, "--backend", "cpu"], args].concat()), part);
     };
     one_sentence(&run(&["local", "--model", model, "--text", TEXT, "--backend", "tpu"]), "tpu");
+    one_sentence(&run(&[]), "say what to do");
     bad(&[], "--text");
     bad(&["--text", TEXT, "--link", "slow"], "slow");
     bad(&["--text", TEXT, "--threads", "0"], "threads");
@@ -509,7 +510,7 @@ enum Way {
 
 type Hook = Box<dyn Fn(Way, u64, &mut [u8]) + Send + Sync>;
 
-/// Takes one connection to the server and counts its bytes. The hook sees each piece and its place in the stream.
+/// Takes connections to the server and counts their bytes. The hook sees each piece and how many bytes went before it.
 struct Proxy {
     address: SocketAddr,
     counts: Arc<[AtomicU64; 2]>,
@@ -522,23 +523,25 @@ impl Proxy {
         let counts: Arc<[AtomicU64; 2]> = Arc::default();
         let (counted, hook) = (counts.clone(), Arc::new(hook));
         thread::spawn(move || {
-            let client = listener.accept().unwrap().0;
-            let server = TcpStream::connect(server).unwrap();
-            for (way, mut from, mut to) in
-                [(Way::Up, client.try_clone().unwrap(), server.try_clone().unwrap()), (Way::Down, server, client)]
-            {
-                let (counted, hook) = (counted.clone(), hook.clone());
-                thread::spawn(move || {
-                    let mut buffer = vec![0; 1 << 16];
-                    while let Ok(n @ 1..) = from.read(&mut buffer) {
-                        let before = counted[way as usize].fetch_add(n as u64, Ordering::SeqCst);
-                        hook(way, before, &mut buffer[..n]);
-                        if to.write_all(&buffer[..n]).is_err() {
-                            break;
+            for client in listener.incoming() {
+                // A server that is gone cuts the client.
+                let (client, Ok(server)) = (client.unwrap(), TcpStream::connect(server)) else { continue };
+                for (way, mut from, mut to) in
+                    [(Way::Up, client.try_clone().unwrap(), server.try_clone().unwrap()), (Way::Down, server, client)]
+                {
+                    let (counted, hook) = (counted.clone(), hook.clone());
+                    thread::spawn(move || {
+                        let mut buffer = vec![0; 1 << 16];
+                        while let Ok(n @ 1..) = from.read(&mut buffer) {
+                            let before = counted[way as usize].fetch_add(n as u64, Ordering::SeqCst);
+                            hook(way, before, &mut buffer[..n]);
+                            if to.write_all(&buffer[..n]).is_err() {
+                                break;
+                            }
                         }
-                    }
-                    let _ = to.shutdown(Shutdown::Write);
-                });
+                        let _ = to.shutdown(Shutdown::Write);
+                    });
+                }
             }
         });
         Self { address, counts }
@@ -618,17 +621,26 @@ fn a_server_outlives_strangers_and_clients() {
         assert!(start.elapsed() < STUCK);
         thread::sleep(Duration::from_millis(10));
     }
-    // One byte flipped on the way, each way.
-    for flipped in [Way::Up, Way::Down] {
-        let at = 600_000;
-        let flip: Hook = Box::new(move |way, before, bytes| {
+    // One byte flipped on the way, each way: after the manifest and the keys, in the offline phase.
+    let flip = |flipped: Way| -> Hook {
+        let at = if flipped == Way::Up { 8_000_000 } else { 20_000_000 };
+        Box::new(move |way, before, bytes| {
             if way == flipped && (before..before + bytes.len() as u64).contains(&at) {
                 bytes[(at - before) as usize] ^= 1;
             }
-        });
-        let proxy = Proxy::start(serving.address, flip);
-        one_sentence(&finish(infer(home.path(), proxy.address, &["--quiet"])), "corrupted");
-    }
+        })
+    };
+    let proxy = Proxy::start(serving.address, flip(Way::Up));
+    one_sentence(&finish(infer(home.path(), proxy.address, &["--quiet"])), "corrupted");
+    // With two texts, the second one goes on over a new connection.
+    let proxy = Proxy::start(serving.address, flip(Way::Down));
+    let output = finish(infer(home.path(), proxy.address, &["--text", "dull", "--json"]));
+    one_sentence(&output, "1 of 2 inputs failed");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (first, second) = (&report["inputs"][0], &report["inputs"][1]);
+    assert!(first["error"].as_str().unwrap().contains("corrupted") && first["outputs"].is_null(), "{first}");
+    assert!(second["error"].is_null() && second["outputs"].is_array(), "{second}");
+    assert!(report["notices"].to_string().contains("made anew"), "{}", report["notices"]);
     // It still serves.
     let report = json(&finish(infer(home.path(), serving.address, &["--json"])));
     assert!(report["inputs"][0]["outputs"].is_array());

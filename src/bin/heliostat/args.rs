@@ -9,7 +9,7 @@ use crate::failure::Failure;
 
 /// Private Transformer inference: a client's text and a server's model, and neither sees the other's.
 #[derive(Parser)]
-#[command(name = "heliostat", version, about, max_term_width = 110)]
+#[command(name = "heliostat", version, max_term_width = 110)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

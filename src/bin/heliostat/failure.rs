@@ -51,6 +51,12 @@ pub fn usage(e: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = e.render().to_string();
+    if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        complain(
+            "say what to do: demo, local, serve, infer, oracle, calibrate or doctor; `heliostat --help` explains them",
+        );
+        return ExitCode::from(2);
+    }
     let end = ["\n\nUsage:", "\n\nFor more information"].iter().filter_map(|mark| text.find(mark)).min();
     let sentence = &text[..end.unwrap_or(text.len())];
     complain(&format!("{}; `heliostat --help` lists what there is", sentence.trim_start_matches("error: ").trim_end()));
