@@ -1,5 +1,8 @@
 //! The built program as a user meets it: the demo, reports, two processes, and every bad input in one sentence.
 
+// Helpers of tests, which the lint does not count as tests.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::{
     fs,
     io::{Read, Write},
