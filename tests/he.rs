@@ -1,5 +1,12 @@
 //! Encrypted matrix products end to end, on the CPU backend.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests, which clippy does not recognise outside test functions"
+)]
+
 use std::sync::Arc;
 
 use heliostat::{

@@ -39,9 +39,10 @@ fn observe(model: &Model, context: &Arc<ServerContext>, inputs: Inputs, tables: 
     let (client, transcript) = record(client);
     let served = thread::spawn({
         let context = context.clone();
-        move || serve_connection(&context, server, Meter::new(Role::Server), &Recorder::default())
+        move || serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
     });
-    let (connection, _) = ClientConnection::open(client, Meter::new(Role::Client), None, Recorder::default()).unwrap();
+    let (connection, _) =
+        ClientConnection::open(client, [5; 16], Meter::new(Role::Client), None, Recorder::default()).unwrap();
     let mut session = ClientSession::new(connection, model.spec().clone(), Arc::new(CpuBackend::new(None))).unwrap();
     let prepared = session.offline(8, tables).unwrap();
     let output = session.online(prepared, inputs).unwrap();

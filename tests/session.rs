@@ -1,5 +1,7 @@
 //! Whole inferences over channels: memory and TCP, both table modes, faults in the middle.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not recognise outside test functions")]
+
 use std::{path::Path, sync::Arc, thread};
 
 use heliostat::{
@@ -25,7 +27,7 @@ fn context(model: &Model) -> Arc<ServerContext> {
 }
 
 fn connect(channel: Channel, model: &Model, recorder: Recorder) -> Result<ClientSession, SessionError> {
-    let (connection, offer) = ClientConnection::open(channel, Meter::new(Role::Client), None, recorder)?;
+    let (connection, offer) = ClientConnection::open(channel, [5; 16], Meter::new(Role::Client), None, recorder)?;
     assert_eq!(offer.digest, *blake3_of(&offer.manifest));
     ClientSession::new(connection, model.spec().clone(), Arc::new(CpuBackend::new(None)))
 }
@@ -49,7 +51,7 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
     let server_recorder = recorder.clone();
     let served = thread::spawn({
         let context = context.clone();
-        move || serve_connection(&context, server, Meter::new(Role::Server), &server_recorder)
+        move || serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &server_recorder)
     });
     let mut session = connect(client, &model, recorder.clone()).unwrap();
     let mut bytes = Vec::new();
@@ -95,7 +97,9 @@ fn kept_correlations_serve_another_connection_once() {
     let session = || {
         let (client, server) = memory_pair(256 << 20);
         let context = context.clone();
-        thread::spawn(move || serve_connection(&context, server, Meter::new(Role::Server), &Recorder::default()));
+        thread::spawn(move || {
+            serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
+        });
         connect(client, &model, Recorder::default()).unwrap()
     };
     let mut first = session();
@@ -134,8 +138,9 @@ fn real_checkpoints_equal_the_oracle() {
         let model = Model::load(&dir.join(name)).unwrap();
         let context = context(&model);
         let (client, server) = memory_pair(256 << 20);
-        let served =
-            thread::spawn(move || serve_connection(&context, server, Meter::new(Role::Server), &Recorder::default()));
+        let served = thread::spawn(move || {
+            serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
+        });
         let mut session = connect(client, &model, Recorder::default()).unwrap();
         let prepared = session.offline(8, Tables::Spool(std::env::temp_dir())).unwrap();
         let inputs = inputs(&model, text, 8);

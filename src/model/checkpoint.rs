@@ -2,10 +2,10 @@
 //!
 //! | folder | head | output |
 //! |---|---|---|
-//! | `BertForSequenceClassification` | pooler (dense, tanh) of [CLS], classifier | label, or values if regression |
+//! | `BertForSequenceClassification` | pooler (dense, tanh) of `[CLS]`, classifier | label, or values if regression |
 //! | `BertForTokenClassification` | classifier of every token | a label a token |
-//! | `modules.json` | mean or [CLS], dense layers, normalisation | embedding, or label if the configuration names as many |
-//! | plain `BertModel` | pooler of [CLS] | embedding |
+//! | `modules.json` | mean or `[CLS]`, dense layers, normalisation | embedding, or label if the configuration names as many |
+//! | plain `BertModel` | pooler of `[CLS]` | embedding |
 
 use std::path::Path;
 
@@ -83,7 +83,7 @@ pub struct Checkpoint {
     pub output: OutputKind,
     /// Names of the outputs, if they are logits.
     pub labels: Vec<String>,
-    /// Most tokens, [CLS] and [SEP] included.
+    /// Most tokens, `[CLS]` and `[SEP]` included.
     pub max_tokens: usize,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,

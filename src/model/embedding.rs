@@ -156,7 +156,7 @@ impl EmbeddingBlock {
         Ok(out)
     }
 
-    /// Hidden states in fixed point with `frac` fraction bits, padded with [PAD] tokens of type 0 to `bucket` rows.
+    /// Hidden states in fixed point with `frac` fraction bits, padded with `[PAD]` tokens of type 0 to `bucket` rows.
     ///
     /// # Errors
     /// [`ModelError::Input`] if there are more tokens than the bucket has rows, or a row is missing in a table.

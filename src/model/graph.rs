@@ -26,7 +26,7 @@ pub const RING_LIMIT: u32 = 64;
 /// Largest magnitude of an integer weight: the public bound of the noise ledger.
 pub const WEIGHT_LIMIT: u64 = (1 << super::WEIGHT_BITS) - 1;
 
-/// Public sequence lengths, [CLS] and [SEP] included.
+/// Public sequence lengths, `[CLS]` and `[SEP]` included.
 pub const BUCKETS: [usize; 7] = [8, 16, 32, 64, 128, 256, 512];
 
 /// Index of an edge in [`Graph::edges`].

@@ -30,7 +30,7 @@ pub struct Manifest {
     pub output: OutputKind,
     /// Names of the outputs, if they are logits or values.
     pub labels: Vec<String>,
-    /// Most tokens, [CLS] and [SEP] included.
+    /// Most tokens, `[CLS]` and `[SEP]` included.
     pub max_tokens: usize,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,

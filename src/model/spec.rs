@@ -39,7 +39,7 @@ pub enum SpecError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// The first token, [CLS].
+    /// The first token, `[CLS]`.
     First,
     /// The mean over the real tokens; the weights m/len are the client's private input.
     Mean,

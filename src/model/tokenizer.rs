@@ -49,7 +49,7 @@ impl TokenizerFiles {
 /// A text as the encoder sees it, before padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
-    /// Token ids, [CLS] and [SEP] included.
+    /// Token ids, `[CLS]` and `[SEP]` included.
     pub ids: Vec<u32>,
     /// Token types: 0, or 1 for the second text.
     pub types: Vec<u32>,

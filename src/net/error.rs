@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::codec::CodecError;
+use crate::arith::codec::CodecError;
 
 /// An error of a channel, a frame, a session or the listener.
 ///

@@ -8,11 +8,11 @@
 use std::time::{Duration, Instant};
 
 use super::channel::Channel;
-use super::codec::{CodecError, Reader, Writer};
 use super::error::{NetError, printable};
 use super::frame::{DEFAULT_PAYLOAD_LIMIT, Frame, SessionId};
 use super::meter::Meter;
 use super::mux::{CONTROL_LANE, KIND_ABORT};
+use crate::arith::codec::{CodecError, Reader, Writer};
 
 const KIND_HELLO: u16 = 0xff00;
 const KIND_WELCOME: u16 = 0xff01;

@@ -9,7 +9,7 @@
 //! find accidents, not attacks (`SECURITY.md`).
 
 pub mod channel;
-pub mod codec;
+
 pub mod error;
 pub mod frame;
 pub mod handshake;
@@ -24,8 +24,8 @@ pub mod shape;
 pub mod tcp;
 mod turns;
 
+pub use crate::arith::codec::{self, CodecError, Reader, Writer};
 pub use channel::{Channel, Control, Receiver, Sender};
-pub use codec::{CodecError, Reader, Writer};
 pub use error::NetError;
 pub use frame::{Frame, SessionId};
 pub use handshake::{Agreed, Versions};

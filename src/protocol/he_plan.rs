@@ -178,7 +178,7 @@ pub enum HeItem {
         /// Rows that take part.
         rows: usize,
         /// Layout and noise.
-        packing: CoefficientPacking,
+        packing: Box<CoefficientPacking>,
     },
     /// A product node: its cross terms, each with a layout of its own.
     Product(Vec<(Vec<CrossTerm>, CoefficientPacking)>),
@@ -202,7 +202,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeI
                 };
                 let packing =
                     CoefficientPacking::with_block(params, &linear_spec(graph, id), stride(params, rows), block)?;
-                items.push((id, HeItem::Linear { inputs: inputs.clone(), rows, packing }));
+                items.push((id, HeItem::Linear { inputs: inputs.clone(), rows, packing: Box::new(packing) }));
             }
             Op::Product { .. } => {
                 let terms = cross_terms(graph, id)

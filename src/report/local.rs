@@ -15,13 +15,16 @@ use crate::{
     he::HeCounters,
     model::{ClientModel, Model},
     net::{
-        Link, Meter, NetError, Role,
+        Link, Meter, NetError, Role, SessionId,
         memory::DEFAULT_QUEUE_BYTES,
         memory_pair,
         session::{ClientConnection, ClientSession, Recorder, ServerContext, SessionError, serve_connection},
         shape::shape,
     },
 };
+
+/// The session's name on a channel in memory, which carries one session only.
+const SESSION: SessionId = *b"heliostat  local";
 
 /// Connects to a server of this process.
 pub struct LocalConnect<'scope, 'env> {
@@ -70,7 +73,7 @@ impl Connect for LocalConnect<'_, '_> {
         let serve = move || {
             // A panic drops the channel, which the client reports. Other errors reach the client in the server's words.
             let _ = catch_unwind(AssertUnwindSafe(|| {
-                serve_connection(context, server, Meter::new(Role::Server), &recorder)
+                serve_connection(context, server, SESSION, Meter::new(Role::Server), &recorder)
             }));
         };
         std::thread::Builder::new()
@@ -78,7 +81,7 @@ impl Connect for LocalConnect<'_, '_> {
             .spawn_scoped(self.scope, serve)
             .map_err(|e| SessionError::Thread(e.to_string()))?;
         let recorder = self.recorder.clone();
-        let (connection, offer) = ClientConnection::open(client, Meter::new(Role::Client), None, recorder)?;
+        let (connection, offer) = ClientConnection::open(client, SESSION, Meter::new(Role::Client), None, recorder)?;
         let manifest = offer.manifest.ok_or(NetError::Closed { reason: "no manifest came".into() })?;
         let model = ClientModel::from_manifest(&manifest)?;
         let session = ClientSession::new(connection, model.manifest().spec.clone(), self.backend.clone())?;

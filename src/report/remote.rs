@@ -44,10 +44,11 @@ impl Connect for RemoteConnect {
     fn connect(&mut self) -> Result<Connected, ReportError> {
         let meter = Meter::new(Role::Client);
         let mut channel = connect(&self.server, &TcpOptions::default())?;
-        greet(&mut channel, &meter, Versions::CURRENT, HANDSHAKE)?;
+        let agreed = greet(&mut channel, &meter, Versions::CURRENT, HANDSHAKE)?;
         let cached = self.cache.as_ref().and_then(|c| c.get(self.expected, &self.server));
         let digest = cached.as_ref().map(|bytes| *blake3::hash(bytes).as_bytes());
-        let (connection, offer) = ClientConnection::open(channel, meter, digest, self.recorder.clone())?;
+        let (connection, offer) =
+            ClientConnection::open(channel, agreed.session, meter, digest, self.recorder.clone())?;
         if let Some(expected) = self.expected.filter(|e| *e != offer.digest) {
             return Err(SessionError::Digest { expected: hex(&expected), found: hex(&offer.digest) }.into());
         }

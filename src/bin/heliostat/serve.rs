@@ -52,8 +52,13 @@ pub fn serve(args: Serve) -> Result<(), Failure> {
             log(&format!("{peer}: connected ({})", connection.agreed.release));
         }
         let (start, meter) = (Instant::now(), connection.meter.clone());
-        let result: Result<(), SessionError> =
-            serve_connection(&context, connection.channel, connection.meter, &Recorder::default());
+        let result: Result<(), SessionError> = serve_connection(
+            &context,
+            connection.channel,
+            connection.agreed.session,
+            connection.meter,
+            &Recorder::default(),
+        );
         let traffic = meter.snapshot();
         if !args.quiet && result.is_ok() {
             log(&format!(

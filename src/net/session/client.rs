@@ -11,7 +11,7 @@ use super::{
     LANES, Lanes, SessionError,
     control::{Control, Mode},
     drive::Driver,
-    first_cause,
+    first_cause, public_reason,
     recorder::{Party, Phase, Recorder},
     spool::FileTables,
     store::{Binding, CorrelationStore},
@@ -21,7 +21,7 @@ use crate::{
     engine::Backend,
     he::{BfvContext, HeClient as HeKeys, HeCounters},
     model::{Graph, Inputs, ModelSpec},
-    net::{Channel, Meter, Mux, MuxOptions, Traffic},
+    net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
         ClientCorrelation, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError, SessionId,
         TableStore, parameter_set,
@@ -83,17 +83,18 @@ impl Prepared {
 }
 
 impl ClientConnection {
-    /// Asks for the manifest. `cached` is the digest of a manifest that the caller holds.
+    /// Asks for the manifest. `session` names every frame: what the handshake agreed on. `cached` is the digest of a manifest that the caller holds.
     ///
     /// # Errors
     /// The connection fails, or the bytes do not have the digest they came with.
     pub fn open(
         channel: Channel,
+        session: net::SessionId,
         meter: Meter,
         cached: Option<[u8; 32]>,
         recorder: Recorder,
     ) -> Result<(Self, Offer), SessionError> {
-        let (mux, lanes) = Mux::new(channel, meter.clone(), MuxOptions::new([0; 16], LANES))?;
+        let (mux, lanes) = Mux::new(channel, meter.clone(), MuxOptions::new(session, LANES))?;
         let mut own = Self { mux, lanes: Lanes::new(lanes)?, meter, recorder, digest: [0; 32] };
         let start = own.recorder.now();
         own.say(&Control::AskManifest { cached: cached.unwrap_or([0; 32]) })?;
@@ -221,7 +222,7 @@ impl ClientSession {
     pub fn offline(&mut self, tokens: usize, tables: Tables) -> Result<Prepared, SessionError> {
         let result = self.offline_inner(tokens, tables);
         if let Err(e) = &result {
-            self.connection.mux.abort(&e.to_string());
+            self.connection.mux.abort(&public_reason(e));
         }
         result
     }
@@ -264,7 +265,7 @@ impl ClientSession {
         let guard = |result: Result<(), SessionError>| {
             if let Err(e) = &result {
                 board.fail();
-                connection.mux.abort(&e.to_string());
+                connection.mux.abort(&public_reason(e));
             }
             result
         };
@@ -331,7 +332,7 @@ impl ClientSession {
         })();
         if let Err(e) = &result {
             let e: &SessionError = e;
-            connection.mux.abort(&e.to_string());
+            connection.mux.abort(&public_reason(e));
         }
         result
     }

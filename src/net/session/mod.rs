@@ -21,6 +21,7 @@ pub use spool::FileTables;
 pub use store::{Binding, CorrelationStore};
 
 use super::{Lane, NetError};
+use crate::protocol::ProtocolError;
 
 /// Lanes of a connection: control, HE, OT, online.
 const LANES: u8 = 4;
@@ -45,6 +46,14 @@ fn first_cause(a: Result<(), SessionError>, b: Result<(), SessionError>) -> Resu
     match (a, b) {
         (Err(a), Err(b)) => Err(if a.is_consequence() { b } else { a }),
         (a, b) => a.and(b),
+    }
+}
+
+/// What the peer is told of an error: nothing that names this machine's files.
+fn public_reason(e: &SessionError) -> String {
+    match e {
+        SessionError::Protocol(ProtocolError::Spool(_)) => "the peer could not store or read what it must keep".into(),
+        e => e.to_string(),
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
     LANES, Lanes, SessionError,
     control::{Control, Mode, PART_BYTES},
     drive::Driver,
-    first_cause,
+    first_cause, public_reason,
     recorder::{Party, Phase, Recorder},
     store::{Binding, CorrelationStore},
 };
@@ -20,7 +20,7 @@ use crate::{
     engine::Backend,
     he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
     model::{Graph, ModelSpec, ServerWeights},
-    net::{Channel, Lane, Meter, Mux, MuxOptions},
+    net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
         HeServer, KEY_BLOCK, Message, OnlineServer, OtServer, Plan, ServerCorrelation, SessionId, parameter_set,
     },
@@ -86,21 +86,22 @@ impl ServerContext {
     }
 }
 
-/// Serves one connection until the client says goodbye or goes.
+/// Serves one connection, whose frames are named `session` as the handshake agreed, until the client says goodbye or goes.
 ///
 /// # Errors
 /// Whatever fails first on either side.
 pub fn serve_connection(
     context: &ServerContext,
     channel: Channel,
+    session: net::SessionId,
     meter: Meter,
     recorder: &Recorder,
 ) -> Result<(), SessionError> {
-    let (mux, lanes) = Mux::new(channel, meter, MuxOptions::new([0; 16], LANES))?;
+    let (mux, lanes) = Mux::new(channel, meter, MuxOptions::new(session, LANES))?;
     let lanes = Lanes::new(lanes)?;
     let result = Connection { context, mux: &mux, lanes: &lanes, recorder }.run();
     if let Err(e) = &result {
-        mux.abort(&e.to_string());
+        mux.abort(&public_reason(e));
     }
     result
 }
@@ -197,7 +198,7 @@ impl Connection<'_> {
         let mut ot = OtServer::new(plan.clone(), correlation.clone(), nodes, rng.fork());
         let guard = |result: Result<(), SessionError>| {
             if let Err(e) = &result {
-                self.mux.abort(&e.to_string());
+                self.mux.abort(&public_reason(e));
             }
             result
         };
@@ -232,7 +233,7 @@ impl Connection<'_> {
                 self.say(&Control::Ready)?;
                 self.online(&self.context.plan(tokens)?, Arc::new(correlation), None)
             }
-            Err(e) => refuse(e.to_string()),
+            Err(e) => refuse(public_reason(&e.into())),
         }
     }
 

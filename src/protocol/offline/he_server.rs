@@ -1,6 +1,9 @@
 //! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks, masked, flooded and packed.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use zeroize::Zeroizing;
 
@@ -69,9 +72,9 @@ impl HeServer {
         let plan = self.plan.clone();
         let params = self.keys.context().params();
         for (&edge, layout) in inputs.iter().zip(packing.inputs()) {
-            if !self.inputs.contains_key(&(edge, rows)) {
+            if let Entry::Vacant(slot) = self.inputs.entry((edge, rows)) {
                 let bytes = matrices.next().ok_or_else(|| wrong(item))?;
-                self.inputs.insert((edge, rows), EncryptedMatrix::from_bytes(params, layout, &bytes)?);
+                slot.insert(EncryptedMatrix::from_bytes(params, layout, &bytes)?);
             }
         }
         if matrices.next().is_some() {

@@ -30,12 +30,15 @@ enum Setup {
     Ready,
 }
 
+/// OT keys and choice bits of a product's chunk.
+type ProductKeys = (Zeroizing<Vec<Block>>, Zeroizing<Vec<u8>>);
+
 /// A chunk whose answer is awaited.
 struct Outstanding {
     node: NodeId,
     chunk: usize,
     /// Of products: OT keys and choice bits.
-    keys: Option<(Zeroizing<Vec<Block>>, Zeroizing<Vec<u8>>)>,
+    keys: Option<ProductKeys>,
 }
 
 /// The client's machine of the OT lane.
