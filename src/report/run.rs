@@ -237,11 +237,12 @@ impl<'a, C: Connect> Runner<'a, C> {
             let notice = format!("text {place} was longer than {} tokens and was cut", encoded.len());
             self.report.notices.push(notice);
         }
-        let before = (connected.session.he_counters(), connected.session.spooled_bytes());
+        let before = (connected.session.he_counters(), connected.session.spooled_bytes(), connected.session.ot_count());
         let result = self.infer(&mut connected, &encoded, reading, entry);
-        let after = (connected.session.he_counters(), connected.session.spooled_bytes());
+        let after = (connected.session.he_counters(), connected.session.spooled_bytes(), connected.session.ot_count());
         add_counters(&mut self.report.client, &after.0, &before.0);
         self.report.spool_bytes += after.1 - before.1;
+        self.report.ots += after.2 - before.2;
         self.absorb(true);
         // After an error the session's lanes are no longer in step: the next input gets a new one.
         let private = result?;
@@ -265,7 +266,6 @@ impl<'a, C: Connect> Runner<'a, C> {
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
         self.report.and_gates += plan.and_gates();
-        self.report.ots += prepared.ot_count();
         self.account_for_he(&plan);
         let start = Instant::now();
         let values = session.online(prepared, model.inputs(encoded)?)?;

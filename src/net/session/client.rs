@@ -71,11 +71,6 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// OTs made offline, both directions.
-    pub fn ot_count(&self) -> u64 {
-        self.ots
-    }
-
     /// What both parties derive from the graph.
     pub fn plan(&self) -> &Arc<Plan> {
         &self.plan
@@ -158,6 +153,7 @@ pub struct ClientSession {
     spec: ModelSpec,
     plans: HashMap<usize, Arc<Plan>>,
     rng: SecureRng,
+    ots: u64,
     spooled: Arc<AtomicU64>,
 }
 
@@ -179,7 +175,7 @@ impl ClientSession {
         };
         connection.lanes.control.send(message.kind(), message.encode())?;
         super::setup_span(&connection.recorder, Party::Client, "keys", start);
-        Ok(Self { connection, keys, spec, plans: HashMap::new(), rng, spooled: Arc::default() })
+        Ok(Self { connection, keys, spec, plans: HashMap::new(), rng, ots: 0, spooled: Arc::default() })
     }
 
     /// The meter of this connection.
@@ -190,6 +186,11 @@ impl ClientSession {
     /// Homomorphic work so far.
     pub fn he_counters(&self) -> HeCounters {
         self.keys.context().counters()
+    }
+
+    /// OTs made so far, in both directions.
+    pub fn ot_count(&self) -> u64 {
+        self.ots
     }
 
     /// Bytes of garbled tables written to disk so far.
@@ -284,6 +285,7 @@ impl ClientSession {
             // The server has kept its side once it is ready again.
             connection.ready()?;
         }
+        self.ots += ots;
         Ok(Prepared { tokens, correlation, ot: interleaved.then_some(ot), plan, ots })
     }
 
@@ -328,6 +330,8 @@ impl ClientSession {
             };
             driver.run(&mut machine)?;
             let output = machine.output().map(<[i64]>::to_vec);
+            // In the interleaved mode garbled layers are made here.
+            self.ots += machine.ot_count().saturating_sub(prepared.ots);
             output.ok_or_else(|| ProtocolError::Missing { what: "the opened output".into() }.into())
         })();
         if let Err(e) = &result {

@@ -91,6 +91,11 @@ impl OnlineClient {
         self.output.as_deref()
     }
 
+    /// OTs made by the interleaved mode's machine so far, those of its offline phase included; 0 without one.
+    pub fn ot_count(&self) -> u64 {
+        self.garbling.as_ref().map_or(0, OtClient::ot_count)
+    }
+
     fn graph(&self) -> &Graph {
         &self.plan.graph
     }
