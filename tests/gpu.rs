@@ -12,7 +12,7 @@ use std::sync::Arc;
 use heliostat::{
     arith::primes::ntt_primes,
     engine::{
-        Backend, DualBackend, EngineError, MatmulShape, RnsRing, Shape,
+        Backend, DualBackend, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape,
         cpu::CpuBackend,
         gpu::{GpuBackend, GpuOptions, ProductForm, adapters},
     },
@@ -170,7 +170,7 @@ fn launches_do_not_grow_with_the_batch() {
     let launches = |polys| {
         let x = backend.upload(&Random(2).batch(&ring, Shape { polys, limbs: 3 })).unwrap();
         let before = backend.dispatches();
-        backend.key_switch(&ring, &x, polys, &key).unwrap();
+        backend.key_switch(&ring, &x, KeySwitchShape::full(&ring, polys), &key).unwrap();
         backend.dispatches() - before
     };
     // Two launches a transform here, as for N = 65536 in full-size workgroups.

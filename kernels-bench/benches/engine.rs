@@ -7,7 +7,7 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use heliostat::{
     arith::primes::ntt_primes,
-    engine::{Backend, Buffer, MatmulShape, RnsRing, Shape, cpu::CpuBackend},
+    engine::{Backend, Buffer, KeySwitchShape, MatmulShape, RnsRing, Shape, cpu::CpuBackend},
 };
 
 fn ring(n: usize, bits: u32, limbs: usize) -> Arc<RnsRing> {
@@ -56,7 +56,9 @@ fn products(c: &mut Criterion) {
     let polys = 4;
     let (x, key) = (batch(&backend, polys * limbs * n), batch(&backend, limbs * 2 * (limbs + 1) * n));
     let id = "key_switch of 4";
-    group.bench_function(id, |bench| bench.iter(|| backend.key_switch(&ring, black_box(&x), polys, &key).unwrap()));
+    group.bench_function(id, |bench| {
+        bench.iter(|| backend.key_switch(&ring, black_box(&x), KeySwitchShape::full(&ring, polys), &key).unwrap())
+    });
     group.finish();
 }
 

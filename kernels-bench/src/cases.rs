@@ -4,7 +4,7 @@ use std::{error::Error, sync::Arc};
 
 use heliostat::{
     arith::primes::ntt_primes,
-    engine::{Backend, Buffer, EngineError, MatmulShape, RnsRing, Shape},
+    engine::{Backend, Buffer, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape},
 };
 
 use crate::{reference, report::Work};
@@ -181,7 +181,9 @@ impl Prepared {
             Kernel::MatmulPlain { inputs: i, outputs: o } => {
                 backend.matmul_plain(ring, &inputs[0], &inputs[1], case.matmul(i, o))
             }
-            Kernel::KeySwitch => backend.key_switch(ring, &inputs[0], case.batch, &inputs[1]),
+            Kernel::KeySwitch => {
+                backend.key_switch(ring, &inputs[0], KeySwitchShape::full(ring, case.batch), &inputs[1])
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod bits;
 pub mod codec;
 pub mod crt;
+#[cfg(feature = "protocol")]
 pub mod fixed;
 mod modulus;
 pub mod primes;

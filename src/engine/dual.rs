@@ -1,8 +1,11 @@
 //! Two backends that must agree: every operation runs on both, and every word of every result is compared.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use super::{Backend, BackendInfo, Buffer, EngineError, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape};
+use super::{
+    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op,
+    OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
+};
 
 /// [`Backend`] for debugging and tests: `A` (the GPU) computes, `B` (the CPU) checks.
 ///
@@ -155,6 +158,21 @@ impl<A: Backend, B: Backend> Backend for DualBackend<A, B> {
         self.pair(Op::Mul, gpu, cpu, &describe(ring, shape))
     }
 
+    fn mul_accumulate(
+        &self,
+        ring: &Arc<RnsRing>,
+        acc: &Buffer,
+        a: &Buffer,
+        b: &Buffer,
+        shape: Shape,
+    ) -> Result<Buffer> {
+        let op = Op::MulAccumulate;
+        let (acc, a, b) = (split(op, acc)?, split(op, a)?, split(op, b)?);
+        let gpu = self.gpu.mul_accumulate(ring, &acc.gpu, &a.gpu, &b.gpu, shape);
+        let cpu = self.cpu.mul_accumulate(ring, &acc.cpu, &a.cpu, &b.cpu, shape);
+        self.pair(op, gpu, cpu, &describe(ring, shape))
+    }
+
     fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
         let x = split(Op::MulScalar, x)?;
         let gpu = self.gpu.mul_scalar(ring, &x.gpu, shape, scalars);
@@ -194,11 +212,76 @@ impl<A: Backend, B: Backend> Backend for DualBackend<A, B> {
         self.pair(Op::Automorphism, gpu, cpu, &format!("{}, g = {g}", describe(ring, shape)))
     }
 
-    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, polys: usize, key: &Buffer) -> Result<Buffer> {
+    fn automorphism_ntt(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
+        let x = split(Op::AutomorphismNtt, x)?;
+        let gpu = self.gpu.automorphism_ntt(ring, &x.gpu, shape, g);
+        let cpu = self.cpu.automorphism_ntt(ring, &x.cpu, shape, g);
+        self.pair(Op::AutomorphismNtt, gpu, cpu, &format!("{}, g = {g}", describe(ring, shape)))
+    }
+
+    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
         let (x, key) = (split(Op::KeySwitch, x)?, split(Op::KeySwitch, key)?);
-        let gpu = self.gpu.key_switch(ring, &x.gpu, polys, &key.gpu);
-        let cpu = self.cpu.key_switch(ring, &x.cpu, polys, &key.cpu);
-        self.pair(Op::KeySwitch, gpu, cpu, &format!("N = {}, {polys} polynomials", ring.n()))
+        let gpu = self.gpu.key_switch(ring, &x.gpu, shape, &key.gpu);
+        let cpu = self.cpu.key_switch(ring, &x.cpu, shape, &key.cpu);
+        self.pair(Op::KeySwitch, gpu, cpu, &format!("N = {}, {shape:?}", ring.n()))
+    }
+
+    fn rotate(
+        &self,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        shape: KeySwitchShape,
+        keys: &Buffer,
+        rotations: &[Rotation],
+    ) -> Result<Buffer> {
+        let (x, keys) = (split(Op::Rotate, x)?, split(Op::Rotate, keys)?);
+        let gpu = self.gpu.rotate(ring, &x.gpu, shape, &keys.gpu, rotations);
+        let cpu = self.cpu.rotate(ring, &x.cpu, shape, &keys.cpu, rotations);
+        self.pair(Op::Rotate, gpu, cpu, &format!("N = {}, {shape:?}, {} rotations", ring.n(), rotations.len()))
+    }
+
+    fn base_convert(
+        &self,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        polys: usize,
+        from: Range<usize>,
+        to: Range<usize>,
+    ) -> Result<Buffer> {
+        let x = split(Op::BaseConvert, x)?;
+        let detail = format!("N = {}, {polys} polynomials, limbs {from:?} to {to:?}", ring.n());
+        let gpu = self.gpu.base_convert(ring, &x.gpu, polys, from.clone(), to.clone());
+        self.pair(Op::BaseConvert, gpu, self.cpu.base_convert(ring, &x.cpu, polys, from, to), &detail)
+    }
+
+    fn modular_gemm(&self, ring: &Arc<RnsRing>, x: &Buffer, weights: &Buffer, shape: GemmShape) -> Result<Buffer> {
+        let (x, weights) = (split(Op::ModularGemm, x)?, split(Op::ModularGemm, weights)?);
+        let gpu = self.gpu.modular_gemm(ring, &x.gpu, &weights.gpu, shape);
+        let cpu = self.cpu.modular_gemm(ring, &x.cpu, &weights.cpu, shape);
+        self.pair(Op::ModularGemm, gpu, cpu, &format!("N = {}, {shape:?}", ring.n()))
+    }
+
+    fn ring_gemm(&self, a: &Buffer, b: &Buffer, operand: RingOperand, shape: RingGemmShape) -> Result<Buffer> {
+        let (a, b) = (split(Op::RingGemm, a)?, split(Op::RingGemm, b)?);
+        let gpu = self.gpu.ring_gemm(&a.gpu, &b.gpu, operand, shape);
+        let cpu = self.cpu.ring_gemm(&a.cpu, &b.cpu, operand, shape);
+        self.pair(Op::RingGemm, gpu, cpu, &format!("{shape:?}, {operand:?}"))
+    }
+
+    fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
+        let weights = split(Op::ExpandMatrix, weights)?;
+        let gpu = self.gpu.expand_matrix(ring, &weights.gpu, shape);
+        let cpu = self.cpu.expand_matrix(ring, &weights.cpu, shape);
+        self.pair(Op::ExpandMatrix, gpu, cpu, &format!("N = {}, {shape:?}", ring.n()))
+    }
+
+    fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {
+        let pairs = sources.iter().map(|x| split(Op::Gather, x)).collect::<Result<Vec<_>>>()?;
+        let gpu: Vec<&Buffer> = pairs.iter().map(|pair| &pair.gpu).collect();
+        let cpu: Vec<&Buffer> = pairs.iter().map(|pair| &pair.cpu).collect();
+        let gpu = self.gpu.gather(&gpu, item_words, items);
+        let cpu = self.cpu.gather(&cpu, item_words, items);
+        self.pair(Op::Gather, gpu, cpu, &format!("{} items of {item_words} words", items.len()))
     }
 
     fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {

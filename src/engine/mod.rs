@@ -11,7 +11,10 @@ mod ops;
 mod ring;
 pub mod select;
 
-pub use backend::{Backend, BackendInfo, Buffer, MatmulShape, OpCount, Result, Shape};
+pub use backend::{
+    Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, OpCount, Result,
+    RingGemmShape, RingOperand, Rotation, Shape, small_words,
+};
 pub use dual::DualBackend;
 pub use error::EngineError;
 pub use ops::{Op, OpCounter};

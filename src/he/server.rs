@@ -15,7 +15,7 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, MatmulShape, Shape},
+    engine::{Buffer, KeySwitchShape, MatmulShape, Shape},
 };
 
 /// What a server needs of one client: its public key and its switching keys, on the device.
@@ -92,7 +92,7 @@ impl HeServer {
             let (sum, difference) = backend.pack_step(ring, &x, Shape { polys: half * 4, limbs }, block / h)?;
             let rotated = backend.automorphism(ring, &difference, shape, element)?;
             let (c0, c1) = self.split_parts(&rotated, limbs * n)?;
-            let switched = backend.key_switch(ring, &c1, half, key)?;
+            let switched = backend.key_switch(ring, &c1, KeySwitchShape::full(ring, half), key)?;
             ctx.count(|c| &c.key_switches, half);
             ctx.count(|c| &c.ntts, half * (limbs + 1) * (limbs + 2));
             x = backend.add(ring, &backend.add(ring, &sum, &c0, shape)?, &switched, shape)?;

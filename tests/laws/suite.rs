@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use heliostat::{
     arith::primes::ntt_primes,
-    engine::{Backend, Buffer, EngineError, MatmulShape, RnsRing, Shape},
+    engine::{Backend, Buffer, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape},
 };
 use num_bigint::BigInt;
 
@@ -383,7 +383,10 @@ impl Bench<'_> {
         let worst: Vec<u32> = (0..limbs * 2 * all * n).map(|i| self.ring.moduli()[i / n % all].value() - 1).collect();
         for key in [self.random.uniform(self.ring, key_shape), worst] {
             let key_ntt = self.forward(&self.up(&key), key_shape);
-            let found = self.backend.key_switch(self.ring, &self.up(&x), polys, &key_ntt).unwrap();
+            let found = self
+                .backend
+                .key_switch(self.ring, &self.up(&x), KeySwitchShape::full(self.ring, polys), &key_ntt)
+                .unwrap();
             let found = self.down(&found);
             let mut expected = found.clone();
             let q = BigInt::from(product(self.ring.moduli()));
@@ -494,10 +497,10 @@ impl Bench<'_> {
         refused("matmul_plain", backend.matmul_plain(ring, &x, &short, shape).map(drop));
         let data = self.up(&vec![0; (all - 1) * n]);
         let key = self.up(&vec![0; (all - 1) * 2 * all * n]);
-        refused("key_switch", backend.key_switch(ring, &data, 2, &key).map(drop));
-        refused("key_switch", backend.key_switch(ring, &data, 1, &short).map(drop));
-        refused("key_switch", backend.key_switch(ring, &short, 1, &key).map(drop));
-        refused("key_switch", backend.key_switch(ring, &data, usize::MAX, &key).map(drop));
+        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, 2), &key).map(drop));
+        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, 1), &short).map(drop));
+        refused("key_switch", backend.key_switch(ring, &short, KeySwitchShape::full(ring, 1), &key).map(drop));
+        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, usize::MAX), &key).map(drop));
     }
 
     fn counters(&self) {

@@ -1,59 +1,138 @@
-//! The hybrid key switch: decompose, inner product, mod-down.
+//! The hybrid key switch and batches of rotations: decompose, inner product, mod-down.
 
 use rayon::prelude::*;
 
 use super::{
+    convert::Conversion,
     inner_product::{self, Term},
     mod_switch::DropLimb,
     ntt::CpuNtt,
+    permute,
     residue::{Reducer, reduce_once},
     simd,
 };
-use crate::{arith::Modulus, engine::RnsRing};
+use crate::{
+    arith::Modulus,
+    engine::{KeySwitchShape, RnsRing, Rotation},
+};
 
-/// `x` is `[polys][limbs][N]`, the result `[polys][2][limbs][N]`; see [`crate::engine::Backend::key_switch`]. Sizes checked.
-pub(super) fn key_switch(ring: &RnsRing, ntts: &[Box<dyn CpuNtt>], x: &[u32], polys: usize, key: &[u32]) -> Vec<u32> {
-    let (n, limbs) = (ring.n(), ring.moduli().len() - 1);
-    let mut out = vec![0; polys * 2 * limbs * n];
-    out.par_chunks_mut(2 * limbs * n).zip(x.par_chunks(limbs * n)).for_each(|(out, x)| {
-        // [limbs + 1][2][N], the inner products in the coefficient domain.
-        let mut wide = vec![0; (limbs + 1) * 2 * n];
-        wide.par_chunks_mut(2 * n).enumerate().for_each_init(
-            || vec![0; limbs * n],
-            |digits, (limb, wide)| digit_products(ring, ntts, limb, x, key, digits, wide),
-        );
-        let (data, special) = wide.split_at_mut(limbs * 2 * n);
-        mod_down(ring, data, special, out);
-    });
-    out
+/// A key switch of one ring: what its operations share.
+pub(super) struct KeySwitch<'a> {
+    pub ring: &'a RnsRing,
+    pub ntts: &'a [Box<dyn CpuNtt>],
+    pub shape: KeySwitchShape,
+    /// Index into the ring's moduli of each row.
+    rows: Vec<usize>,
 }
 
-/// `wide[part] = sum_i digit_i * key[i][part]` modulo limb `limb`, coefficient domain. `digits` is scratch, `[limbs][N]`.
-fn digit_products(
-    ring: &RnsRing,
-    ntts: &[Box<dyn CpuNtt>],
-    limb: usize,
-    x: &[u32],
-    key: &[u32],
-    digits: &mut [u32],
-    wide: &mut [u32],
-) {
-    let (n, all) = (ring.n(), ring.moduli().len());
-    let to = ring.moduli()[limb];
-    for ((digit, x), &from) in digits.chunks_mut(n).zip(x.chunks(n)).zip(ring.moduli()) {
-        change_modulus(from, to, x, digit);
-        ntts[limb].forward(digit);
+impl<'a> KeySwitch<'a> {
+    pub(super) fn new(ring: &'a RnsRing, ntts: &'a [Box<dyn CpuNtt>], shape: KeySwitchShape) -> Self {
+        Self { ring, ntts, shape, rows: shape.row_limbs(ring) }
     }
-    let key_row = |i: usize, part: usize| &key[((i * 2 + part) * all + limb) * n..][..n];
-    let terms: Vec<Term<'_>> = digits
-        .chunks(n)
-        .enumerate()
-        .map(|(i, factor)| Term { factor, parts: [key_row(i, 0), key_row(i, 1)] })
-        .collect();
-    let (c0, c1) = wide.split_at_mut(n);
-    inner_product::pair(to, [&mut *c0, &mut *c1], &terms);
-    ntts[limb].inverse(c0);
-    ntts[limb].inverse(c1);
+
+    /// `x` is `[polys][limbs][N]`, the result `[polys][2][limbs][N]`; see [`crate::engine::Backend::key_switch`].
+    pub(super) fn run(&self, x: &[u32], key: &[u32]) -> Vec<u32> {
+        let (n, limbs, digits) = (self.ring.n(), self.shape.limbs, self.shape.digits());
+        let mut out = vec![0; self.shape.polys * 2 * limbs * n];
+        out.par_chunks_mut(2 * limbs * n).zip(x.par_chunks(limbs * n)).for_each(|(out, x)| {
+            // [rows][2][N], the inner products in the coefficient domain.
+            let mut wide = vec![0; self.rows.len() * 2 * n];
+            wide.par_chunks_mut(2 * n).enumerate().for_each_init(
+                || vec![0; digits * n],
+                |decomposed, (row, wide)| {
+                    self.decompose_row(row, x, decomposed);
+                    self.inner_product(row, decomposed, key, wide);
+                },
+            );
+            self.mod_down(&mut wide, out);
+        });
+        out
+    }
+
+    /// `x` is `[inputs][2][limbs][N]`, the result `[rotations][2][limbs][N]`; see [`crate::engine::Backend::rotate`].
+    pub(super) fn rotate(&self, x: &[u32], keys: &[u32], rotations: &[Rotation]) -> Vec<u32> {
+        let (n, limbs, digits) = (self.ring.n(), self.shape.limbs, self.shape.digits());
+        let ciphertext = 2 * limbs * n;
+        let mut out = vec![0; rotations.len() * ciphertext];
+        let mut order: Vec<usize> = (0..rotations.len()).collect();
+        order.sort_by_key(|&r| rotations[r].input);
+        let mut outs: Vec<_> = out.chunks_mut(ciphertext).map(Some).collect();
+        // One decomposition, [rows][digits][N] in the NTT domain, at a time.
+        for group in order.chunk_by(|&a, &b| rotations[a].input == rotations[b].input) {
+            let x = &x[rotations[group[0]].input * ciphertext..][..ciphertext];
+            let mut decomposed = vec![0; self.rows.len() * digits * n];
+            decomposed
+                .par_chunks_mut(digits * n)
+                .enumerate()
+                .for_each(|(row, out)| self.decompose_row(row, &x[limbs * n..], out));
+            let tasks: Vec<_> = group.iter().filter_map(|&r| Some((rotations[r], outs[r].take()?))).collect();
+            tasks.into_par_iter().for_each(|(Rotation { element, key, .. }, out)| {
+                let key = &keys[key * self.shape.key_words(self.ring)..];
+                let sources = permute::ntt_sources(n, element);
+                let mut wide = vec![0; self.rows.len() * 2 * n];
+                wide.par_chunks_mut(2 * n).enumerate().for_each_init(
+                    || vec![0; digits * n],
+                    |mapped, (row, wide)| {
+                        let digits = decomposed[row * digits * n..][..digits * n].chunks(n);
+                        mapped.chunks_mut(n).zip(digits).for_each(|(out, x)| permute::by_sources(&sources, x, out));
+                        self.inner_product(row, mapped, key, wide);
+                    },
+                );
+                self.mod_down(&mut wide, out);
+                permute::add_automorphism(self.ring, &x[..limbs * n], element, &mut out[..limbs * n]);
+            });
+        }
+        out
+    }
+
+    /// The digits of `x` (`[limbs][N]`, coefficient domain) modulo row `row`, `[digits][N]` in the NTT domain.
+    fn decompose_row(&self, row: usize, x: &[u32], out: &mut [u32]) {
+        let (n, limb) = (self.ring.n(), self.rows[row]);
+        let (moduli, to) = (self.ring.moduli(), self.ring.moduli()[limb]);
+        for (digit, out) in out.chunks_mut(n).enumerate() {
+            let first = digit * self.shape.digit_limbs;
+            let limbs = first..self.shape.limbs.min(first + self.shape.digit_limbs);
+            if limbs.contains(&limb) {
+                out.copy_from_slice(&x[limb * n..][..n]);
+            } else if limbs.len() == 1 {
+                change_modulus(moduli[first], to, &x[first * n..][..n], out);
+            } else {
+                Conversion::new(&moduli[limbs.clone()], to).apply(&x[limbs.start * n..limbs.end * n], out);
+            }
+            self.ntts[limb].forward(out);
+        }
+    }
+
+    /// `wide[part] = sum_i digit_i * key[i][part]` modulo row `row`; `digits` in the NTT domain, `wide` in the coefficient
+    /// domain.
+    fn inner_product(&self, row: usize, digits: &[u32], key: &[u32], wide: &mut [u32]) {
+        let (n, all, limb) = (self.ring.n(), self.ring.moduli().len(), self.rows[row]);
+        let key_row = |i: usize, part: usize| &key[((i * 2 + part) * all + limb) * n..][..n];
+        let terms: Vec<Term<'_>> = digits
+            .chunks(n)
+            .enumerate()
+            .map(|(i, factor)| Term { factor, parts: [key_row(i, 0), key_row(i, 1)] })
+            .collect();
+        let (c0, c1) = wide.split_at_mut(n);
+        inner_product::pair(self.ring.moduli()[limb], [&mut *c0, &mut *c1], &terms);
+        self.ntts[limb].inverse(c0);
+        self.ntts[limb].inverse(c1);
+    }
+
+    /// Drops the special primes of `wide` (`[rows][2][N]`, coefficient domain), last one first, into `[2][limbs][N]`.
+    fn mod_down(&self, wide: &mut [u32], out: &mut [u32]) {
+        let (n, limbs, moduli) = (self.ring.n(), self.shape.limbs, self.ring.moduli());
+        for dropped in (limbs..self.rows.len()).rev() {
+            let (kept, rest) = wide.split_at_mut(dropped * 2 * n);
+            kept.par_chunks_mut(2 * n).enumerate().with_min_len(2).for_each(|(row, kept)| {
+                DropLimb::new(moduli[self.rows[dropped]], moduli[self.rows[row]]).apply(&rest[..2 * n], kept);
+            });
+        }
+        for (row, out) in out.chunks_mut(n).enumerate() {
+            let (part, limb) = (row / limbs, row % limbs);
+            out.copy_from_slice(&wide[(2 * limb + part) * n..][..n]);
+        }
+    }
 }
 
 /// Integers in `[0, from)` reduced modulo `to`.
@@ -81,14 +160,4 @@ fn change_modulus(from: Modulus, to: Modulus, x: &[u32], out: &mut [u32]) {
             },
         );
     }
-}
-
-/// Divides `data` (`[limbs][2][N]`) by the special prime, whose residues are `special` (`[2][N]`), into `[2][limbs][N]`.
-fn mod_down(ring: &RnsRing, data: &[u32], special: &[u32], out: &mut [u32]) {
-    let (n, limbs) = (ring.n(), ring.moduli().len() - 1);
-    out.par_chunks_mut(n).enumerate().with_min_len(4).for_each(|(row, out)| {
-        let (part, limb) = (row / limbs, row % limbs);
-        out.copy_from_slice(&data[(2 * limb + part) * n..][..n]);
-        DropLimb::new(ring.moduli()[limbs], ring.moduli()[limb]).apply(&special[part * n..][..n], out);
-    });
 }

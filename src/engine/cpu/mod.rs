@@ -1,5 +1,7 @@
 //! The CPU backend: rayon over limbs and polynomials, NTTs by a library or by our own plain form.
 
+mod convert;
+mod gemm;
 mod inner_product;
 mod key_switch;
 mod matmul_plain;
@@ -11,14 +13,18 @@ mod pointwise;
 mod residue;
 mod simd;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 
-use self::ntt::CpuNtt;
 pub use self::ntt::NttLibrary;
+use self::{key_switch::KeySwitch, ntt::CpuNtt};
 use super::{
-    Backend, BackendInfo, Buffer, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
+    Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op, OpCount,
+    OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
     check::{self, operand},
 };
 
@@ -154,6 +160,22 @@ impl Backend for CpuBackend {
         self.pointwise(Op::Mul, ring, a, b, shape, pointwise::mul)
     }
 
+    fn mul_accumulate(
+        &self,
+        ring: &Arc<RnsRing>,
+        acc: &Buffer,
+        a: &Buffer,
+        b: &Buffer,
+        shape: Shape,
+    ) -> Result<Buffer> {
+        let op = Op::MulAccumulate;
+        let (acc, a, b) = (words(op, acc)?, words(op, a)?, words(op, b)?);
+        for (what, x) in [("the sum", acc), ("the first factor", a), ("the second factor", b)] {
+            check::batch(op, ring, what, x.len(), shape)?;
+        }
+        Ok(self.run(op, || pointwise::mul_accumulate(ring, shape.limbs, acc, a, b)))
+    }
+
     fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
         let op = Op::MulScalar;
         let x = words(op, x)?;
@@ -188,18 +210,92 @@ impl Backend for CpuBackend {
         let op = Op::Automorphism;
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
-        operand::galois_element(ring, g)?;
+        operand::galois_element(op, ring, g)?;
         Ok(self.run(op, || permute::automorphism(ring, x, shape.limbs, g)))
     }
 
-    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, polys: usize, key: &Buffer) -> Result<Buffer> {
+    fn automorphism_ntt(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
+        let op = Op::AutomorphismNtt;
+        let x = words(op, x)?;
+        check::batch(op, ring, "the input", x.len(), shape)?;
+        operand::galois_element(op, ring, g)?;
+        Ok(self.run(op, || permute::automorphism_ntt(ring, x, g)))
+    }
+
+    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
         let op = Op::KeySwitch;
         let (x, key) = (words(op, x)?, words(op, key)?);
-        operand::key_switch(ring, x.len(), polys, key.len())?;
+        operand::key_switch(ring, x.len(), shape, key.len())?;
         Ok(self.run(op, || {
             let plans = self.tables.of(ring, self.library);
-            key_switch::key_switch(ring, &plans, x, polys, key)
+            KeySwitch::new(ring, &plans, shape).run(x, key)
         }))
+    }
+
+    fn rotate(
+        &self,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        shape: KeySwitchShape,
+        keys: &Buffer,
+        rotations: &[Rotation],
+    ) -> Result<Buffer> {
+        let op = Op::Rotate;
+        let (x, keys) = (words(op, x)?, words(op, keys)?);
+        operand::rotate(ring, x.len(), shape, keys.len(), rotations)?;
+        Ok(self.run(op, || {
+            let plans = self.tables.of(ring, self.library);
+            KeySwitch::new(ring, &plans, shape).rotate(x, keys, rotations)
+        }))
+    }
+
+    fn base_convert(
+        &self,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        polys: usize,
+        from: Range<usize>,
+        to: Range<usize>,
+    ) -> Result<Buffer> {
+        let op = Op::BaseConvert;
+        let x = words(op, x)?;
+        operand::base_convert(ring, x.len(), polys, &from, &to)?;
+        Ok(self.run(op, || convert::base_convert(ring, x, from, to)))
+    }
+
+    fn modular_gemm(&self, ring: &Arc<RnsRing>, x: &Buffer, weights: &Buffer, shape: GemmShape) -> Result<Buffer> {
+        let op = Op::ModularGemm;
+        let (x, weights) = (words(op, x)?, words(op, weights)?);
+        operand::modular_gemm(ring, x.len(), weights.len(), shape)?;
+        Ok(self.run(op, || gemm::modular_gemm(ring, x, weights, shape)))
+    }
+
+    fn ring_gemm(&self, a: &Buffer, b: &Buffer, operand: RingOperand, shape: RingGemmShape) -> Result<Buffer> {
+        let op = Op::RingGemm;
+        let (a, b) = (words(op, a)?, words(op, b)?);
+        operand::ring_gemm(a.len(), b.len(), operand, shape)?;
+        Ok(self.run(op, || gemm::ring_gemm(a, b, operand, shape)))
+    }
+
+    fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
+        let op = Op::ExpandMatrix;
+        let weights = words(op, weights)?;
+        operand::expand_matrix(ring, weights.len(), shape)?;
+        Ok(self.run(op, || {
+            let plans = self.tables.of(ring, self.library);
+            let mut out = permute::expand_matrix(ring, weights, shape);
+            let rows = out.par_chunks_mut(ring.n()).enumerate();
+            rows.for_each(|(row, out)| plans[row % shape.limbs].forward(out));
+            out
+        }))
+    }
+
+    fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {
+        let op = Op::Gather;
+        let sources = sources.iter().map(|x| words(op, x)).collect::<Result<Vec<_>>>()?;
+        let lengths: Vec<usize> = sources.iter().map(|x| x.len()).collect();
+        operand::gather(&lengths, item_words, items)?;
+        Ok(self.run(op, || permute::gather(&sources, item_words, items)))
     }
 
     fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {

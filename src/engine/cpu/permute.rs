@@ -1,12 +1,13 @@
-//! Operations that move coefficients: automorphisms, one level of output packing, expansion of sparse polynomials.
+//! Operations that move coefficients: automorphisms, one level of output packing, expansion of sparse polynomials, gathering.
 
 use rayon::prelude::*;
 
 use super::{
+    gemm::small,
     residue::{add, sub},
     simd,
 };
-use crate::engine::{RnsRing, Shape};
+use crate::engine::{ExpandShape, GatherItem, RnsRing, Shape};
 
 /// `f(X) -> f(X^g)` on every row of N coefficients; `g` odd below 2N.
 pub(super) fn automorphism(ring: &RnsRing, x: &[u32], limbs: usize, g: usize) -> Vec<u32> {
@@ -22,6 +23,43 @@ pub(super) fn automorphism(ring: &RnsRing, x: &[u32], limbs: usize, g: usize) ->
         }
     });
     out
+}
+
+/// `out += f(X^g)` on rows of N coefficients, row `r` modulo limb `r`.
+pub(super) fn add_automorphism(ring: &RnsRing, x: &[u32], g: usize, out: &mut [u32]) {
+    let n = ring.n();
+    for ((out, x), modulus) in out.chunks_mut(n).zip(x.chunks(n)).zip(ring.moduli()) {
+        let p = modulus.value();
+        let mut to = 0;
+        for &c in x {
+            let at = &mut out[to & (n - 1)];
+            *at = if to < n { add(*at, c, p) } else { sub(*at, c, p) };
+            to = (to + g) & (2 * n - 1);
+        }
+    }
+}
+
+/// `f(X) -> f(X^g)` on every row of N values in the NTT domain.
+pub(super) fn automorphism_ntt(ring: &RnsRing, x: &[u32], g: usize) -> Vec<u32> {
+    let n = ring.n();
+    let sources = ntt_sources(n, g);
+    let mut out = vec![0; x.len()];
+    out.par_chunks_mut(n).zip(x.par_chunks(n)).for_each(|(out, x)| by_sources(&sources, x, out));
+    out
+}
+
+/// Where each value of `f(X^g)` stands in `f`, NTT domain: index `i` holds the value at `psi^(2 brv(i) + 1)`.
+pub(super) fn ntt_sources(n: usize, g: usize) -> Vec<u32> {
+    let log_n = n.trailing_zeros();
+    let brv = |i: usize| i.reverse_bits() >> (usize::BITS - log_n);
+    (0..n).map(|i| brv((((2 * brv(i) + 1) * g) & (2 * n - 1)) >> 1) as u32).collect()
+}
+
+/// `out[i] = x[sources[i]]`.
+pub(super) fn by_sources(sources: &[u32], x: &[u32], out: &mut [u32]) {
+    for (out, &source) in out.iter_mut().zip(sources) {
+        *out = x[source as usize];
+    }
 }
 
 /// `(E + X^shift O, E - X^shift O)` with `E` the first and `O` the second half of the batch; `shift < N`.
@@ -69,5 +107,39 @@ pub(super) fn expand(ring: &RnsRing, limbs: usize, values: &[i64], positions: &[
             }
         }
     });
+    out
+}
+
+/// Weight polynomials of `coefficient` packing, coefficient domain; layouts as in
+/// [`crate::engine::Backend::expand_matrix`], sizes checked.
+pub(super) fn expand_matrix(ring: &RnsRing, weights: &[u32], shape: &ExpandShape) -> Vec<u32> {
+    let (n, limbs) = (ring.n(), shape.limbs);
+    let mut out = vec![0; shape.outputs.len() * shape.inputs.len() * limbs * n];
+    out.par_chunks_mut(limbs * n).enumerate().for_each(|(poly, out)| {
+        let group = shape.outputs.start + poly / shape.inputs.len();
+        let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
+        for j in 0..shape.block.min(shape.inner.saturating_sub(first)) {
+            let columns = group * shape.columns..shape.cols.min((group + 1) * shape.columns);
+            for (o, column) in columns.enumerate() {
+                let weight = small(weights, (first + j) * shape.cols + column);
+                for (limb, modulus) in ring.moduli()[..limbs].iter().enumerate() {
+                    out[limb * n + o * shape.block + j] = modulus.from_i64(weight as i64);
+                }
+            }
+        }
+    });
+    out
+}
+
+/// Items of `sources` in a new order, absent ones zero; sizes checked.
+pub(super) fn gather(sources: &[&[u32]], item_words: usize, items: &[GatherItem]) -> Vec<u32> {
+    let mut out = vec![0; items.len() * item_words];
+    if item_words > 0 {
+        out.par_chunks_mut(item_words).zip(items).for_each(|(out, item)| {
+            if let Some((source, index)) = *item {
+                out.copy_from_slice(&sources[source][index * item_words..][..item_words]);
+            }
+        });
+    }
     out
 }

@@ -44,6 +44,25 @@ pub(super) fn mul(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
     })
 }
 
+/// `acc + a * b` on batches `[polys][limbs][N]`.
+pub(super) fn mul_accumulate(ring: &RnsRing, limbs: usize, acc: &[u32], a: &[u32], b: &[u32]) -> Vec<u32> {
+    let n = ring.n();
+    let mut out = vec![0; a.len()];
+    let rows = out.par_chunks_mut(n).zip(acc.par_chunks(n)).zip(a.par_chunks(n)).zip(b.par_chunks(n));
+    rows.enumerate().with_min_len(ROWS_A_TASK).for_each(|(row, (((out, acc), a), b))| {
+        let reducer = Reducer::new(ring.moduli()[row % limbs]);
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                for (((out, &acc), &a), &b) in out.iter_mut().zip(acc).zip(a).zip(b) {
+                    *out = reducer.wide(a as u64 * b as u64 + acc as u64);
+                }
+            },
+        );
+    });
+    out
+}
+
 /// `x * scalars[limb]` on a batch `[polys][limbs][N]`, `limbs = scalars.len()`.
 pub(super) fn mul_scalar(ring: &RnsRing, x: &[u32], scalars: &[u32]) -> Vec<u32> {
     let n = ring.n();

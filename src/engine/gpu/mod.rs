@@ -22,7 +22,7 @@ mod preprocess;
 mod shaders;
 mod tables;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 pub use self::{
     adapter::{AdapterSummary, adapters},
@@ -36,7 +36,8 @@ use self::{
     tables::TableCache,
 };
 use super::{
-    Backend, BackendInfo, Buffer, MatmulShape, Op, OpCount, OpCounter, Result, RnsRing, Shape,
+    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op,
+    OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
     check::{self, operand},
 };
 
@@ -118,6 +119,10 @@ impl GpuBackend {
         let memory = self.memory(op, x)?;
         check::batch(op, ring, what, x.words(), shape)?;
         Ok(memory)
+    }
+
+    fn no_kernel(&self, op: Op) -> EngineError {
+        self.context.unsupported(op.name(), "a kernel for this operation and shape".into())
     }
 
     fn empty(&self) -> Buffer {
@@ -202,6 +207,17 @@ impl Backend for GpuBackend {
         self.pointwise(Op::Mul, ring, a, b, shape, Kernel::Mul)
     }
 
+    fn mul_accumulate(
+        &self,
+        _ring: &Arc<RnsRing>,
+        _acc: &Buffer,
+        _a: &Buffer,
+        _b: &Buffer,
+        _shape: Shape,
+    ) -> Result<Buffer> {
+        Err(self.no_kernel(Op::MulAccumulate))
+    }
+
     fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
         let op = Op::MulScalar;
         let x = self.batch(op, ring, "the input", x, shape)?;
@@ -246,21 +262,66 @@ impl Backend for GpuBackend {
     fn automorphism(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
         let op = Op::Automorphism;
         let x = self.batch(op, ring, "the input", x, shape)?;
-        operand::galois_element(ring, g)?;
+        operand::galois_element(op, ring, g)?;
         let Some(x) = x else { return Ok(self.empty()) };
         self.ops.gpu(op);
         let tables = self.tables.get(&self.context, ring)?;
         ops::automorphism(&self.context, op.name(), &tables, x, shape, g)
     }
 
-    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, polys: usize, key: &Buffer) -> Result<Buffer> {
+    fn automorphism_ntt(&self, _ring: &Arc<RnsRing>, _x: &Buffer, _shape: Shape, _g: usize) -> Result<Buffer> {
+        Err(self.no_kernel(Op::AutomorphismNtt))
+    }
+
+    fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
         let op = Op::KeySwitch;
         let (input, key_memory) = (self.memory(op, x)?, self.memory(op, key)?);
-        operand::key_switch(ring, x.words(), polys, key.words())?;
+        operand::key_switch(ring, x.words(), shape, key.words())?;
+        if shape != KeySwitchShape::full(ring, shape.polys) {
+            return Err(self.no_kernel(op));
+        }
         let (Some(x), Some(key)) = (input, key_memory) else { return Ok(self.empty()) };
         self.ops.gpu(op);
         let tables = self.tables.get(&self.context, ring)?;
-        ops::key_switch(&self.context, op.name(), &tables, x, polys, key)
+        ops::key_switch(&self.context, op.name(), &tables, x, shape.polys, key)
+    }
+
+    fn rotate(
+        &self,
+        _ring: &Arc<RnsRing>,
+        _x: &Buffer,
+        _shape: KeySwitchShape,
+        _keys: &Buffer,
+        _rotations: &[Rotation],
+    ) -> Result<Buffer> {
+        Err(self.no_kernel(Op::Rotate))
+    }
+
+    fn base_convert(
+        &self,
+        _ring: &Arc<RnsRing>,
+        _x: &Buffer,
+        _polys: usize,
+        _from: Range<usize>,
+        _to: Range<usize>,
+    ) -> Result<Buffer> {
+        Err(self.no_kernel(Op::BaseConvert))
+    }
+
+    fn modular_gemm(&self, _ring: &Arc<RnsRing>, _x: &Buffer, _weights: &Buffer, _shape: GemmShape) -> Result<Buffer> {
+        Err(self.no_kernel(Op::ModularGemm))
+    }
+
+    fn ring_gemm(&self, _a: &Buffer, _b: &Buffer, _operand: RingOperand, _shape: RingGemmShape) -> Result<Buffer> {
+        Err(self.no_kernel(Op::RingGemm))
+    }
+
+    fn expand_matrix(&self, _ring: &Arc<RnsRing>, _weights: &Buffer, _shape: &ExpandShape) -> Result<Buffer> {
+        Err(self.no_kernel(Op::ExpandMatrix))
+    }
+
+    fn gather(&self, _sources: &[&Buffer], _item_words: usize, _items: &[GatherItem]) -> Result<Buffer> {
+        Err(self.no_kernel(Op::Gather))
     }
 
     fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {
