@@ -4,6 +4,7 @@ mod convert;
 mod gemm;
 mod inner_product;
 mod key_switch;
+mod lanes;
 mod matmul_plain;
 mod mod_switch;
 mod ntt;

@@ -5,11 +5,14 @@
 //! butterflies are lazy (Harvey, "Faster arithmetic for number-theoretic transforms", 2014): values stay in `[0, 4p)`
 //! forward and `[0, 2p)` inverse, and multiplications by constants follow Shoup. No bit-reversal pass is needed: the
 //! forward transform takes natural order to bit-reversed order, `fwd(f)[i] = f(psi^(2*brv(i)+1))`, and the inverse goes back.
+//!
+//! A butterfly of vectors is 12 instructions, 4 of them multiplications; up to three stages run in registers between a
+//! load and a store, so that the multipliers are the limit and not the cache.
 
-use super::{
-    residue::{mul_shoup, mul_shoup_lazy, reduce_once},
-    simd,
-};
+#[cfg(target_arch = "x86_64")]
+use pulp::x86::{V3, V4};
+
+use super::lanes::{Lanes, Portable};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// Twiddle factors of one limb of a ring, as CPU and GPU use them.
@@ -69,125 +72,299 @@ impl Twiddles {
 
     /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
     pub fn forward(&self, x: &mut [u32]) {
-        simd::dispatch(
-            #[inline(always)]
-            || self.forward_inlined(x),
-        );
+        self.with_lanes(x, Direction::Forward);
     }
 
     /// NTT domain in `[0, p)` to coefficients in `[0, p)`, `1/N` included, in place; `x.len() == N`.
     pub fn inverse(&self, x: &mut [u32]) {
-        simd::dispatch(
+        self.with_lanes(x, Direction::Inverse);
+    }
+
+    /// Transforms by the widest vectors that this machine has and two of which fit the ring.
+    fn with_lanes(&self, x: &mut [u32], direction: Direction) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if x.len() >= 2 * V4::WIDTH
+                && let Some(lanes) = V4::try_new()
+            {
+                return self.transform(lanes, x, direction);
+            }
+            if x.len() >= 2 * V3::WIDTH
+                && let Some(lanes) = V3::try_new()
+            {
+                return self.transform(lanes, x, direction);
+            }
+        }
+        self.transform(Portable, x, direction);
+    }
+
+    fn transform<L: Lanes>(&self, lanes: L, x: &mut [u32], direction: Direction) {
+        let ntt = Vectors::new(self, lanes);
+        lanes.run(
             #[inline(always)]
-            || self.inverse_inlined(x),
+            || match direction {
+                Direction::Forward => ntt.forward(bytemuck::cast_slice_mut(x)),
+                Direction::Inverse => ntt.inverse(bytemuck::cast_slice_mut(x)),
+            },
         );
     }
+}
 
-    // Nothing wraps on canonical input; the wrapping forms keep other words from panicking in checked builds.
+#[derive(Clone, Copy)]
+enum Direction {
+    Forward,
+    Inverse,
+}
+
+/// Words that the first-level cache holds: a larger transform first becomes eight smaller ones.
+const CACHED_WORDS: usize = 8192;
+
+/// The transforms of one limb on vectors of one instruction set.
+///
+/// A block of the transform is named by its place in the tree of blocks: the root is 1, the halves of block `k` are `2k`
+/// and `2k + 1`. The factor of a block is at its name's index in the tables. A pass holds `2^LOG` vectors, one of each of
+/// as many equal parts of a block, and does `LOG` stages in registers. The stages of blocks shorter than two vectors
+/// are done on interleaved pairs of vectors, so that all lanes always work.
+///
+/// Nothing wraps on canonical input; arithmetic of vectors never panics on any other.
+#[derive(Clone, Copy)]
+struct Vectors<'a, L: Lanes> {
+    tables: &'a Twiddles,
+    lanes: L,
+    p: L::Vector,
+    two_p: L::Vector,
+}
+
+/// Factors and their Shoup companions, a vector each.
+type Factor<L> = (<L as Lanes>::Vector, <L as Lanes>::Vector);
+
+impl<'a, L: Lanes> Vectors<'a, L> {
+    #[inline(always)]
+    fn new(tables: &'a Twiddles, lanes: L) -> Self {
+        let p = tables.modulus.value();
+        Self { tables, lanes, p: lanes.splat(p), two_p: lanes.splat(2 * p) }
+    }
 
     #[inline(always)]
-    fn forward_inlined(&self, x: &mut [u32]) {
-        let p = self.modulus.value();
-        let mut half = x.len() / 2;
-        while half > 0 {
-            match half {
-                1 => self.forward_stage::<1>(x),
-                2 => self.forward_stage::<2>(x),
-                4 => self.forward_stage::<4>(x),
-                8 => self.forward_stage::<8>(x),
-                _ => {
-                    for (block, (w, shoup)) in
-                        x.chunks_exact_mut(2 * half).zip(stage(&self.forward, &self.forward_shoup, half))
-                    {
-                        let (low, high) = block.split_at_mut(half);
-                        for (a, b) in low.iter_mut().zip(high) {
-                            (*a, *b) = forward_butterfly(*a, *b, w, shoup, p);
-                        }
-                    }
+    fn forward(self, x: &mut [L::Words]) {
+        let cached = CACHED_WORDS / L::WIDTH;
+        if x.len() <= cached {
+            return self.forward_cached(x, 1);
+        }
+        self.forward_columns::<8>(x, 1);
+        let part = x.len() / 8;
+        for (part, k) in x.chunks_exact_mut(part).zip(8..) {
+            self.forward_cached(part, k);
+        }
+    }
+
+    /// All stages of block `k`.
+    #[inline(always)]
+    fn forward_cached(self, x: &mut [L::Words], k: usize) {
+        let mut block = x.len();
+        while block > 2 {
+            let first = k * (x.len() / block);
+            let log = rows_of_pass::<L>(block);
+            for (block, k) in x.chunks_exact_mut(block).zip(first..) {
+                match log {
+                    3 => self.forward_columns::<8>(block, k),
+                    2 => self.forward_columns::<4>(block, k),
+                    _ => self.forward_columns::<2>(block, k),
                 }
             }
-            half /= 2;
+            block >>= log;
         }
-        for a in x {
-            *a = reduce_once(reduce_once(*a, 2 * p), p);
+        let first = k * (x.len() / 2);
+        for (pair, k) in x.chunks_exact_mut(2).zip(first..) {
+            self.forward_pair(pair, k);
         }
     }
 
-    /// A stage of short blocks, whose length the compiler knows so that it vectorises across blocks.
+    /// The first `log2 ROWS` stages of block `k`.
     #[inline(always)]
-    fn forward_stage<const HALF: usize>(&self, x: &mut [u32]) {
-        let p = self.modulus.value();
-        for (block, (w, shoup)) in x.chunks_exact_mut(2 * HALF).zip(stage(&self.forward, &self.forward_shoup, HALF)) {
-            for i in 0..HALF {
-                (block[i], block[i + HALF]) = forward_butterfly(block[i], block[i + HALF], w, shoup, p);
+    fn forward_columns<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+        let factors = self.factors::<ROWS>(&self.tables.forward, &self.tables.forward_shoup, k);
+        let part = x.len() / ROWS;
+        let mut parts = x.chunks_exact_mut(part);
+        let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        for column in 0..part {
+            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            let mut half = ROWS / 2;
+            while half > 0 {
+                for row in (0..ROWS).filter(|row| row & half == 0) {
+                    // Block `row / (2 half)` of `ROWS / (2 half)`.
+                    let factor = factors[ROWS / (2 * half) + row / (2 * half)];
+                    (v[row], v[row + half]) = self.forward_butterfly(v[row], v[row + half], factor, true);
+                }
+                half /= 2;
+            }
+            for row in 0..ROWS {
+                self.lanes.store(&mut rows[row][column], v[row]);
             }
         }
     }
 
+    /// All stages of block `k` of two vectors, and the full reduction.
     #[inline(always)]
-    fn inverse_inlined(&self, x: &mut [u32]) {
-        let p = self.modulus.value();
-        let last = x.len() / 2;
-        let mut half = 1;
-        while half < last {
-            match half {
-                1 => self.inverse_stage::<1>(x),
-                2 => self.inverse_stage::<2>(x),
-                4 => self.inverse_stage::<4>(x),
-                8 => self.inverse_stage::<8>(x),
-                _ => {
-                    for (block, (w, shoup)) in
-                        x.chunks_exact_mut(2 * half).zip(stage(&self.inverse, &self.inverse_shoup, half))
-                    {
-                        let (low, high) = block.split_at_mut(half);
-                        for (a, b) in low.iter_mut().zip(high) {
-                            (*a, *b) = inverse_butterfly(*a, *b, w, shoup, p);
-                        }
-                    }
+    fn forward_pair(self, x: &mut [L::Words], k: usize) {
+        let [a, b] = x else { return };
+        let (mut u, mut v) = (self.lanes.load(a), self.lanes.load(b));
+        for log in 0..=L::LOG_WIDTH {
+            let factor = self.lane_factors(&self.tables.forward, &self.tables.forward_shoup, k, log);
+            (u, v) = self.forward_butterfly(u, v, factor, log == 0);
+            (u, v) = self.lanes.interleave(u, v);
+        }
+        self.lanes.store(a, self.reduce_once(self.reduce_once(u, self.two_p), self.p));
+        self.lanes.store(b, self.reduce_once(self.reduce_once(v, self.two_p), self.p));
+    }
+
+    #[inline(always)]
+    fn inverse(self, x: &mut [L::Words]) {
+        let cached = CACHED_WORDS / L::WIDTH;
+        if x.len() <= cached {
+            return self.inverse_cached(x, 1);
+        }
+        let part = x.len() / 8;
+        for (part, k) in x.chunks_exact_mut(part).zip(8..) {
+            self.inverse_cached(part, k);
+        }
+        self.inverse_columns::<8>(x, 1);
+    }
+
+    /// All stages of block `k`.
+    #[inline(always)]
+    fn inverse_cached(self, x: &mut [L::Words], k: usize) {
+        let first = k * (x.len() / 2);
+        for (pair, k) in x.chunks_exact_mut(2).zip(first..) {
+            self.inverse_pair(pair, k);
+        }
+        let mut block = 2;
+        while block < x.len() {
+            let log = rows_of_pass::<L>(2 * x.len() / block);
+            block <<= log;
+            let first = k * (x.len() / block);
+            for (block, k) in x.chunks_exact_mut(block).zip(first..) {
+                match log {
+                    3 => self.inverse_columns::<8>(block, k),
+                    2 => self.inverse_columns::<4>(block, k),
+                    _ => self.inverse_columns::<2>(block, k),
                 }
             }
-            half *= 2;
-        }
-        let (low, high) = x.split_at_mut(last);
-        for (a, b) in low.iter_mut().zip(high) {
-            let (sum, difference) = (a.wrapping_add(*b), a.wrapping_add(2 * p).wrapping_sub(*b));
-            *a = mul_shoup(sum, self.n_inv, self.n_inv_shoup, p);
-            *b = mul_shoup(difference, self.last_inverse, self.last_inverse_shoup, p);
         }
     }
 
-    /// As [`Self::forward_stage`].
+    /// The last `log2 ROWS` stages of block `k`.
     #[inline(always)]
-    fn inverse_stage<const HALF: usize>(&self, x: &mut [u32]) {
-        let p = self.modulus.value();
-        for (block, (w, shoup)) in x.chunks_exact_mut(2 * HALF).zip(stage(&self.inverse, &self.inverse_shoup, HALF)) {
-            for i in 0..HALF {
-                (block[i], block[i + HALF]) = inverse_butterfly(block[i], block[i + HALF], w, shoup, p);
+    fn inverse_columns<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+        let mut factors = self.factors::<ROWS>(&self.tables.inverse, &self.tables.inverse_shoup, k);
+        let last = k == 1;
+        if last {
+            factors[1] = self.last_factor();
+        }
+        let part = x.len() / ROWS;
+        let mut parts = x.chunks_exact_mut(part);
+        let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        for column in 0..part {
+            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            let mut half = 1;
+            while half < ROWS {
+                for row in (0..ROWS).filter(|row| row & half == 0) {
+                    let factor = factors[ROWS / (2 * half) + row / (2 * half)];
+                    (v[row], v[row + half]) = self.inverse_butterfly(v[row], v[row + half], factor, true);
+                }
+                half *= 2;
+            }
+            for row in 0..ROWS {
+                let x = if last { self.canonical(v[row], row < ROWS / 2) } else { v[row] };
+                self.lanes.store(&mut rows[row][column], x);
             }
         }
     }
+
+    /// All stages of block `k` of two vectors.
+    #[inline(always)]
+    fn inverse_pair(self, x: &mut [L::Words], k: usize) {
+        let [a, b] = x else { return };
+        let (mut u, mut v) = (self.lanes.load(a), self.lanes.load(b));
+        for log in (0..=L::LOG_WIDTH).rev() {
+            (u, v) = self.lanes.deinterleave(u, v);
+            let factor = if log == 0 && k == 1 {
+                self.last_factor()
+            } else {
+                self.lane_factors(&self.tables.inverse, &self.tables.inverse_shoup, k, log)
+            };
+            (u, v) = self.inverse_butterfly(u, v, factor, log == 0);
+        }
+        if k == 1 {
+            (u, v) = (self.canonical(u, true), self.canonical(v, false));
+        }
+        self.lanes.store(a, u);
+        self.lanes.store(b, v);
+    }
+
+    /// Ends the last inverse stage: the sums still lack the factor `1/N`, the differences have it.
+    #[inline(always)]
+    fn canonical(self, x: L::Vector, sum: bool) -> L::Vector {
+        let (w, shoup) = (self.lanes.splat(self.tables.n_inv), self.lanes.splat(self.tables.n_inv_shoup));
+        self.reduce_once(if sum { self.mul_lazy(x, (w, shoup), true) } else { x }, self.p)
+    }
+
+    /// What the difference half of the last inverse stage takes.
+    #[inline(always)]
+    fn last_factor(self) -> Factor<L> {
+        (self.lanes.splat(self.tables.last_inverse), self.lanes.splat(self.tables.last_inverse_shoup))
+    }
+
+    /// Factors of block `k` and of its parts down to `ROWS` of them, at their names in the tree below `k`; 0 is unused.
+    #[inline(always)]
+    fn factors<const ROWS: usize>(self, table: &[u32], shoup: &[u32], k: usize) -> [Factor<L>; ROWS] {
+        std::array::from_fn(|name| {
+            let level = (name.max(1)).ilog2();
+            let at = (k << level) + (name.max(1) - (1 << level));
+            (self.lanes.splat(table[at]), self.lanes.splat(shoup[at]))
+        })
+    }
+
+    /// Factors of stage `log` of block `k` of two vectors, as interleaving has the lanes.
+    #[inline(always)]
+    fn lane_factors(self, table: &[u32], shoup: &[u32], k: usize, log: u32) -> Factor<L> {
+        let at = k << log;
+        (self.lanes.repeat(&table[at..], log), self.lanes.repeat(&shoup[at..], log))
+    }
+
+    /// `(a + w b, a - w b)` on `[0, 4p)`.
+    #[inline(always)]
+    fn forward_butterfly(self, a: L::Vector, b: L::Vector, factor: Factor<L>, pairs: bool) -> (L::Vector, L::Vector) {
+        let u = self.reduce_once(a, self.two_p);
+        let t = self.mul_lazy(b, factor, pairs);
+        (self.lanes.add(u, t), self.lanes.sub(self.lanes.add(u, self.two_p), t))
+    }
+
+    /// `(a + b, w (a - b))` on `[0, 2p)`.
+    #[inline(always)]
+    fn inverse_butterfly(self, a: L::Vector, b: L::Vector, factor: Factor<L>, pairs: bool) -> (L::Vector, L::Vector) {
+        let sum = self.reduce_once(self.lanes.add(a, b), self.two_p);
+        (sum, self.mul_lazy(self.lanes.sub(self.lanes.add(a, self.two_p), b), factor, pairs))
+    }
+
+    /// `a w` in `[0, 2p)` for any `a`; `pairs` says that factors at odd places equal their left neighbours.
+    #[inline(always)]
+    fn mul_lazy(self, a: L::Vector, (w, shoup): Factor<L>, pairs: bool) -> L::Vector {
+        let q = if pairs { self.lanes.mul_high_by_pairs(a, shoup) } else { self.lanes.mul_high(a, shoup) };
+        self.lanes.sub(self.lanes.mul_low(a, w), self.lanes.mul_low(q, self.p))
+    }
+
+    /// From `[0, 2m)` to `[0, m)`: a negative difference wraps to a large word.
+    #[inline(always)]
+    fn reduce_once(self, a: L::Vector, m: L::Vector) -> L::Vector {
+        self.lanes.min(a, self.lanes.sub(a, m))
+    }
 }
 
-/// Factors and companions of the blocks of the stage with blocks of `2 * half`.
+/// `log2` of the parts that the next pass over a block of `block` vectors cuts it into, down to two vectors.
 #[inline(always)]
-fn stage<'a>(table: &'a [u32], shoup: &'a [u32], half: usize) -> impl Iterator<Item = (u32, u32)> + 'a {
-    let blocks = table.len() / (2 * half);
-    table[blocks..2 * blocks].iter().copied().zip(shoup[blocks..2 * blocks].iter().copied())
-}
-
-/// `(a + w b, a - w b)` on `[0, 4p)`.
-#[inline(always)]
-fn forward_butterfly(a: u32, b: u32, w: u32, shoup: u32, p: u32) -> (u32, u32) {
-    let u = reduce_once(a, 2 * p);
-    let t = mul_shoup_lazy(b, w, shoup, p);
-    (u.wrapping_add(t), u.wrapping_add(2 * p).wrapping_sub(t))
-}
-
-/// `(a + b, w (a - b))` on `[0, 2p)`.
-#[inline(always)]
-fn inverse_butterfly(a: u32, b: u32, w: u32, shoup: u32, p: u32) -> (u32, u32) {
-    let sum = reduce_once(a.wrapping_add(b), 2 * p);
-    (sum, mul_shoup_lazy(a.wrapping_add(2 * p).wrapping_sub(b), w, shoup, p))
+fn rows_of_pass<L: Lanes>(block: usize) -> u32 {
+    (block / 2).ilog2().min(L::LOG_ROWS)
 }
 
 #[cfg(test)]
@@ -207,26 +384,82 @@ mod tests {
             .collect()
     }
 
+    /// Both directions by every instruction set of this machine that fits: `(name, forward, inverse)`.
+    fn by_every_instruction_set(tables: &Twiddles, f: &[u32]) -> Vec<(&'static str, Vec<u32>, Vec<u32>)> {
+        let both = |name, transform: &dyn Fn(&mut [u32], Direction)| {
+            let (mut forward, mut inverse) = (f.to_vec(), f.to_vec());
+            transform(&mut forward, Direction::Forward);
+            transform(&mut inverse, Direction::Inverse);
+            (name, forward, inverse)
+        };
+        let mut results = vec![both("portable", &|x, direction| tables.transform(Portable, x, direction))];
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(lanes), true) = (V3::try_new(), f.len() >= 2 * V3::WIDTH) {
+            results.push(both("AVX2", &|x, direction| tables.transform(lanes, x, direction)));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(lanes), true) = (V4::try_new(), f.len() >= 2 * V4::WIDTH) {
+            results.push(both("AVX-512", &|x, direction| tables.transform(lanes, x, direction)));
+        }
+        results
+    }
+
+    /// Uniform residues, all `p - 1`, zeros, ones.
+    fn operands(m: Modulus, n: usize) -> [Vec<u32>; 4] {
+        let mut state = n as u64 + m.value() as u64;
+        let random = (0..n).map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            m.reduce(state >> 20)
+        });
+        [random.collect(), vec![m.value() - 1; n], vec![0; n], vec![1; n]]
+    }
+
     #[test]
     fn forward_is_naive_evaluation_and_inverse_undoes_it() {
-        for (bits, n) in [(14, 8), (27, 64), (30, 16), (30, 256), (30, 1024)] {
+        for (bits, n) in [(14, 8), (30, 8), (30, 16), (27, 32), (27, 64), (30, 128), (30, 256), (30, 512), (30, 1024)] {
             let ring = RnsRing::new(n, &ntt_primes(bits, n, 2).unwrap()).unwrap();
             for limb in 0..2 {
                 let tables = Twiddles::new(&ring, limb);
-                let p = tables.modulus.value();
-                let mut state = n as u64 + limb as u64;
-                let random = (0..n).map(|_| {
-                    state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                    tables.modulus.reduce(state >> 20)
-                });
-                for f in [random.collect(), vec![p - 1; n], vec![0; n], vec![1; n]] {
-                    let mut x = f.clone();
-                    tables.forward(&mut x);
-                    assert_eq!(x, naive(&ring, limb, &f), "N = {n}, p = {p}");
-                    tables.inverse(&mut x);
-                    assert_eq!(x, f, "N = {n}, p = {p}");
+                for f in operands(tables.modulus, n) {
+                    let values = naive(&ring, limb, &f);
+                    for (name, forward, _) in by_every_instruction_set(&tables, &f) {
+                        assert_eq!(forward, values, "{name}, N = {n}, p = {}", tables.modulus.value());
+                    }
+                    for (name, _, inverse) in by_every_instruction_set(&tables, &values) {
+                        assert_eq!(inverse, f, "{name}, N = {n}, p = {}", tables.modulus.value());
+                    }
                 }
             }
         }
+    }
+
+    #[test]
+    fn large_transforms_agree_with_evaluation_at_some_points() {
+        for log_n in 11..=16 {
+            let n = 1 << log_n;
+            let ring = RnsRing::new(n, &ntt_primes(30, n, 1).unwrap()).unwrap();
+            let tables = Twiddles::new(&ring, 0);
+            let (m, psi) = (tables.modulus, ring.psi()[0]);
+            for f in operands(m, n) {
+                let results = by_every_instruction_set(&tables, &f);
+                for (name, forward, inverse) in &results {
+                    for i in [0, 1, n as u32 / 3, n as u32 - 1] {
+                        let x = m.pow(psi, 2 * (i.reverse_bits() >> (32 - log_n)) as u64 + 1);
+                        let value = f.iter().rev().fold(0, |acc, &c| m.add(m.mul(acc, x), c));
+                        assert_eq!(forward[i as usize], value, "{name}, N = {n}, point {i}");
+                    }
+                    assert!(*forward == results[0].1 && *inverse == results[0].2, "{name} differs, N = {n}");
+                    let mut back = forward.clone();
+                    tables.inverse(&mut back);
+                    assert!(back == f, "{name}: the inverse does not undo the transform, N = {n}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn words_that_are_not_residues_do_not_panic() {
+        let ring = RnsRing::new(64, &ntt_primes(30, 64, 1).unwrap()).unwrap();
+        by_every_instruction_set(&Twiddles::new(&ring, 0), &[u32::MAX; 64]);
     }
 }

@@ -1,0 +1,383 @@
+//! Vectors of 32-bit words of one instruction set, for the loops that compilers do not vectorise well by themselves.
+//!
+//! The vector units hand out a token only where the processor has them, so everything here is safe. Code that takes a
+//! token must be `#[inline(always)]` below [`Lanes::run`], else it is compiled without the wide instructions.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256i, __m512i};
+
+use bytemuck::Pod;
+#[cfg(target_arch = "x86_64")]
+use pulp::{
+    cast,
+    x86::{V3, V4},
+};
+
+/// An instruction set with vectors of `WIDTH` words of 32 bits; arithmetic wraps.
+pub(super) trait Lanes: Copy {
+    /// `log2 WIDTH`.
+    const LOG_WIDTH: u32;
+    /// Words of a vector.
+    const WIDTH: usize = 1 << Self::LOG_WIDTH;
+    /// `log2` of the number of vectors that a transform may hold in registers, twiddle factors beside them.
+    const LOG_ROWS: u32;
+    /// `[u32; WIDTH]`.
+    type Words: Pod;
+    /// A vector in a register.
+    type Vector: Copy;
+
+    /// Runs `f`, compiled for this instruction set.
+    fn run<R>(self, f: impl FnOnce() -> R) -> R;
+
+    fn load(self, words: &Self::Words) -> Self::Vector;
+    fn store(self, words: &mut Self::Words, x: Self::Vector);
+    fn splat(self, word: u32) -> Self::Vector;
+    /// The first `2^log_period <= WIDTH` words of `words`, over and over; zeros if there are not as many.
+    fn repeat(self, words: &[u32], log_period: u32) -> Self::Vector;
+
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The smaller one, as unsigned integers.
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Low words of the products.
+    fn mul_low(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// High words of the products.
+    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// [`Self::mul_high`] where all words of `b` at odd places equal their left neighbours.
+    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.mul_high(a, b)
+    }
+
+    /// `a0 b0 a1 b1 ..`, as two vectors.
+    fn interleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector);
+    /// The inverse of [`Self::interleave`].
+    fn deinterleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector);
+}
+
+/// Four lanes in plain Rust, for every processor; compilers turn them into 128-bit vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Lanes for Portable {
+    const LOG_WIDTH: u32 = 2;
+    const LOG_ROWS: u32 = 2;
+    type Words = [u32; 4];
+    type Vector = [u32; 4];
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    #[inline(always)]
+    fn load(self, words: &[u32; 4]) -> [u32; 4] {
+        *words
+    }
+
+    #[inline(always)]
+    fn store(self, words: &mut [u32; 4], x: [u32; 4]) {
+        *words = x;
+    }
+
+    #[inline(always)]
+    fn splat(self, word: u32) -> [u32; 4] {
+        [word; 4]
+    }
+
+    #[inline(always)]
+    fn repeat(self, words: &[u32], log_period: u32) -> [u32; 4] {
+        match (log_period, words) {
+            (0, &[a, ..]) => [a; 4],
+            (1, &[a, b, ..]) => [a, b, a, b],
+            (_, &[a, b, c, d, ..]) => [a, b, c, d],
+            _ => [0; 4],
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn min(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i].min(b[i]))
+    }
+
+    #[inline(always)]
+    fn mul_low(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| a[i].wrapping_mul(b[i]))
+    }
+
+    #[inline(always)]
+    fn mul_high(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        std::array::from_fn(|i| ((a[i] as u64 * b[i] as u64) >> 32) as u32)
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: [u32; 4], b: [u32; 4]) -> ([u32; 4], [u32; 4]) {
+        ([a[0], b[0], a[1], b[1]], [a[2], b[2], a[3], b[3]])
+    }
+
+    #[inline(always)]
+    fn deinterleave(self, a: [u32; 4], b: [u32; 4]) -> ([u32; 4], [u32; 4]) {
+        ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
+    }
+}
+
+/// AVX2: eight lanes.
+#[cfg(target_arch = "x86_64")]
+impl Lanes for V3 {
+    const LOG_WIDTH: u32 = 3;
+    const LOG_ROWS: u32 = 2;
+    type Words = [u32; 8];
+    type Vector = __m256i;
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        self.vectorize(f)
+    }
+
+    #[inline(always)]
+    fn load(self, words: &[u32; 8]) -> Self::Vector {
+        cast(*words)
+    }
+
+    #[inline(always)]
+    fn store(self, words: &mut [u32; 8], x: Self::Vector) {
+        *words = cast(x);
+    }
+
+    #[inline(always)]
+    fn splat(self, word: u32) -> Self::Vector {
+        self.avx._mm256_set1_epi32(word as i32)
+    }
+
+    #[inline(always)]
+    fn repeat(self, words: &[u32], log_period: u32) -> Self::Vector {
+        match log_period {
+            0 => self.splat(first::<1>(words)[0]),
+            1 => self.avx._mm256_set1_epi64x(cast(first::<2>(words))),
+            2 => self.avx2._mm256_broadcastsi128_si256(cast(first::<4>(words))),
+            _ => cast(first::<8>(words)),
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_add_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_sub_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_min_epu32(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_low(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_mullo_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let odd =
+            self.avx2._mm256_mul_epu32(self.avx2._mm256_srli_epi64::<32>(a), self.avx2._mm256_srli_epi64::<32>(b));
+        let even = self.avx2._mm256_srli_epi64::<32>(self.avx2._mm256_mul_epu32(a, b));
+        self.avx2._mm256_blend_epi32::<0b1010_1010>(even, odd)
+    }
+
+    #[inline(always)]
+    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        let odd = self.avx2._mm256_mul_epu32(self.avx2._mm256_srli_epi64::<32>(a), b);
+        let even = self.avx2._mm256_srli_epi64::<32>(self.avx2._mm256_mul_epu32(a, b));
+        self.avx2._mm256_blend_epi32::<0b1010_1010>(even, odd)
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector) {
+        let (low, high) = (self.avx2._mm256_unpacklo_epi32(a, b), self.avx2._mm256_unpackhi_epi32(a, b));
+        (self.avx2._mm256_permute2x128_si256::<0x20>(low, high), self.avx2._mm256_permute2x128_si256::<0x31>(low, high))
+    }
+
+    #[inline(always)]
+    fn deinterleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector) {
+        // Even words, then odd words, of each half of a and of b.
+        let (a, b) =
+            (self.avx2._mm256_shuffle_epi32::<0b11_01_10_00>(a), self.avx2._mm256_shuffle_epi32::<0b11_01_10_00>(b));
+        let (even, odd) = (self.avx2._mm256_unpacklo_epi64(a, b), self.avx2._mm256_unpackhi_epi64(a, b));
+        (
+            self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(even),
+            self.avx2._mm256_permute4x64_epi64::<0b11_01_10_00>(odd),
+        )
+    }
+}
+
+/// AVX-512: sixteen lanes.
+#[cfg(target_arch = "x86_64")]
+impl Lanes for V4 {
+    const LOG_WIDTH: u32 = 4;
+    const LOG_ROWS: u32 = 3;
+    type Words = [u32; 16];
+    type Vector = __m512i;
+
+    #[inline(always)]
+    fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        self.vectorize(f)
+    }
+
+    #[inline(always)]
+    fn load(self, words: &[u32; 16]) -> Self::Vector {
+        cast(*words)
+    }
+
+    #[inline(always)]
+    fn store(self, words: &mut [u32; 16], x: Self::Vector) {
+        *words = cast(x);
+    }
+
+    #[inline(always)]
+    fn splat(self, word: u32) -> Self::Vector {
+        self.avx512f._mm512_set1_epi32(word as i32)
+    }
+
+    #[inline(always)]
+    fn repeat(self, words: &[u32], log_period: u32) -> Self::Vector {
+        match log_period {
+            0 => self.splat(first::<1>(words)[0]),
+            1 => self.avx512f._mm512_set1_epi64(cast(first::<2>(words))),
+            2 => self.avx512f._mm512_broadcast_i32x4(cast(first::<4>(words))),
+            3 => self.avx512f._mm512_broadcast_i64x4(cast(first::<8>(words))),
+            _ => cast(first::<16>(words)),
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_add_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_sub_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_min_epu32(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_low(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_mullo_epi32(a, b)
+    }
+
+    #[inline(always)]
+    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        mul_high_512(self, a, b, self.avx512f._mm512_srli_epi64::<32>(b))
+    }
+
+    #[inline(always)]
+    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        mul_high_512(self, a, b, b)
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector) {
+        // Places 0..16 are a, 16..32 are b.
+        const LOW: [u32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
+        const HIGH: [u32; 16] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
+        (
+            self.avx512f._mm512_permutex2var_epi32(a, cast(LOW), b),
+            self.avx512f._mm512_permutex2var_epi32(a, cast(HIGH), b),
+        )
+    }
+
+    #[inline(always)]
+    fn deinterleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector) {
+        const EVEN: [u32; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30];
+        const ODD: [u32; 16] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31];
+        (
+            self.avx512f._mm512_permutex2var_epi32(a, cast(EVEN), b),
+            self.avx512f._mm512_permutex2var_epi32(a, cast(ODD), b),
+        )
+    }
+}
+
+/// High words of products; the factors at odd places are the low words of the pairs of `odd`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn mul_high_512(simd: V4, a: __m512i, even: __m512i, odd: __m512i) -> __m512i {
+    let odd = simd.avx512f._mm512_mul_epu32(simd.avx512f._mm512_srli_epi64::<32>(a), odd);
+    let even = simd.avx512f._mm512_mul_epu32(a, even);
+    // High words of the even products move to even places; those of the odd products are where they belong.
+    simd.avx512f._mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even)
+}
+
+/// The first words of `words`, zeros if there are too few.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn first<const K: usize>(words: &[u32]) -> [u32; K] {
+    words.first_chunk().copied().unwrap_or([0; K])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every operation against one word at a time.
+    fn check<L: Lanes>(lanes: L, a: &[u32], b: &[u32]) {
+        let words = |x: L::Vector| {
+            let mut words: L::Words = bytemuck::Zeroable::zeroed();
+            lanes.store(&mut words, x);
+            bytemuck::cast_slice::<L::Words, u32>(&[words]).to_vec()
+        };
+        let load = |x: &[u32]| lanes.load(&bytemuck::cast_slice(&x[..L::WIDTH])[0]);
+        let (x, y) = (load(a), load(b));
+        let each = |f: fn(u32, u32) -> u32| a.iter().zip(b).take(L::WIDTH).map(|(&a, &b)| f(a, b)).collect::<Vec<_>>();
+        let high = |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32;
+        assert_eq!(words(lanes.add(x, y)), each(u32::wrapping_add));
+        assert_eq!(words(lanes.sub(x, y)), each(u32::wrapping_sub));
+        assert_eq!(words(lanes.min(x, y)), each(u32::min));
+        assert_eq!(words(lanes.mul_low(x, y)), each(u32::wrapping_mul));
+        assert_eq!(words(lanes.mul_high(x, y)), each(high));
+        assert_eq!(
+            words(lanes.mul_high_by_pairs(x, lanes.splat(b[0]))),
+            a[..L::WIDTH].iter().map(|&a| high(a, b[0])).collect::<Vec<_>>()
+        );
+        for log in 0..=L::LOG_WIDTH {
+            let expected: Vec<u32> = (0..L::WIDTH).map(|i| a[i % (1 << log)]).collect();
+            assert_eq!(words(lanes.repeat(a, log)), expected, "period 2^{log}");
+        }
+        let (low, high) = lanes.interleave(x, y);
+        let mixed: Vec<u32> = a.iter().zip(b).take(L::WIDTH).flat_map(|(&a, &b)| [a, b]).collect();
+        assert_eq!([words(low), words(high)].concat(), mixed);
+        let (even, odd) = lanes.deinterleave(low, high);
+        assert_eq!((words(even), words(odd)), (words(x), words(y)));
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_computes_word_by_word(a: [u32; 16], b: [u32; 16]) {
+            check(Portable, &a, &b);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(lanes) = V3::try_new() {
+                lanes.run(#[inline(always)] || check(lanes, &a, &b));
+            }
+            #[cfg(target_arch = "x86_64")]
+            if let Some(lanes) = V4::try_new() {
+                lanes.run(#[inline(always)] || check(lanes, &a, &b));
+            }
+        }
+    }
+}
