@@ -9,6 +9,7 @@ mod error;
 pub mod gpu;
 mod ops;
 mod ring;
+pub mod schedule;
 pub mod select;
 
 pub use backend::{
