@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     arith::sample::{self, SecureRng},
-    engine::{Backend, Buffer, MatmulShape, Result, RnsRing, Shape},
+    engine::{Backend, Buffer, KeySwitchShape, MatmulShape, Result, RnsRing, Shape},
 };
 
 /// How long each gauge runs, beside a first run that warms tables and pipelines up.
@@ -132,7 +132,7 @@ impl CostModel {
         })?;
         let ntt = ntt / (POLYS * limbs) as f64;
         let key_switch = match ring.moduli().len() {
-            all if all == limbs + 1 => key_switch(backend, ring, limbs, &x, &settle)?,
+            all if all == limbs + 1 => key_switch(backend, ring, &x, &settle)?,
             _ => ntt * ((limbs + 1) * (limbs + 2)) as f64,
         };
         Ok(Self {
@@ -175,15 +175,10 @@ impl CostModel {
     }
 }
 
-fn key_switch(
-    backend: &dyn Backend,
-    ring: &Arc<RnsRing>,
-    limbs: usize,
-    x: &Buffer,
-    settle: &dyn Fn() -> Result<()>,
-) -> Result<f64> {
-    let key = backend.upload(&vec![1; limbs * 2 * (limbs + 1) * ring.n()])?;
-    Ok(seconds_a_run(|| backend.key_switch(ring, x, POLYS, &key).and_then(|_| settle()))? / POLYS as f64)
+fn key_switch(backend: &dyn Backend, ring: &Arc<RnsRing>, x: &Buffer, settle: &dyn Fn() -> Result<()>) -> Result<f64> {
+    let shape = KeySwitchShape::full(ring, POLYS);
+    let key = backend.upload(&vec![1; shape.key_words(ring)])?;
+    Ok(seconds_a_run(|| backend.key_switch(ring, x, shape, &key).and_then(|_| settle()))? / POLYS as f64)
 }
 
 fn sample() -> Result<f64> {
