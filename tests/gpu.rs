@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+#[path = "gpu/device.rs"]
+mod device;
 #[path = "laws/oracle.rs"]
 mod oracle;
 #[path = "laws/suite.rs"]

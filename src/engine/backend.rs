@@ -226,6 +226,21 @@ pub struct OpCount {
     pub compared: u64,
 }
 
+/// Bytes of device memory that a backend holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
+pub struct MemoryUse {
+    /// In buffers that are in use.
+    pub live: u64,
+    /// In free buffers kept for reuse.
+    pub pooled: u64,
+    /// In copies on their way to the device or back.
+    pub staging: u64,
+    /// Most of all three together so far.
+    pub peak: u64,
+    /// Most that it may be, where there is a budget.
+    pub budget: Option<u64>,
+}
+
 /// A device that computes on batches of RNS polynomials.
 pub trait Backend: Send + Sync {
     /// Name, adapter, driver.
@@ -233,6 +248,11 @@ pub trait Backend: Send + Sync {
 
     /// Counters of every operation run so far.
     fn ops(&self) -> Vec<OpCount>;
+
+    /// Device memory held; all zero where the device is the CPU.
+    fn memory(&self) -> MemoryUse {
+        MemoryUse::default()
+    }
 
     /// Copies words to the device.
     fn upload(&self, words: &[u32]) -> Result<Buffer>;

@@ -3,8 +3,8 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op,
-    OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
+    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape,
+    MemoryUse, Op, OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
 };
 
 /// [`Backend`] for debugging and tests: `A` (the GPU) computes, `B` (the CPU) checks.
@@ -113,6 +113,10 @@ impl<A: Backend, B: Backend> Backend for DualBackend<A, B> {
             })
             .filter(|count| count.gpu + count.cpu + count.compared > 0)
             .collect()
+    }
+
+    fn memory(&self) -> MemoryUse {
+        self.gpu.memory()
     }
 
     fn upload(&self, words: &[u32]) -> Result<Buffer> {

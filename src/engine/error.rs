@@ -23,12 +23,22 @@ pub enum EngineError {
         what: String,
     },
     /// Device memory ran out.
-    #[error("{operation}: out of device memory while asking for {bytes} bytes; use a smaller batch or --backend cpu")]
+    #[error(
+        "{operation}: out of device memory while asking for {bytes} bytes with {live} in use{}",
+        match budget {
+            Some(budget) => format!(" of the budget of {budget}; raise --vram, use a smaller batch or --backend cpu"),
+            None => "; use a smaller batch or --backend cpu".to_owned(),
+        }
+    )]
     OutOfMemory {
         /// The operation that allocated.
         operation: &'static str,
         /// Bytes asked for.
         bytes: u64,
+        /// Bytes that cannot be freed because they are in use.
+        live: u64,
+        /// Most bytes that the backend may hold, where it was given a budget.
+        budget: Option<u64>,
     },
     /// The device disappeared.
     #[error("{operation}: the GPU device was lost ({reason}); restart, or use --backend cpu")]

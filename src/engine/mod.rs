@@ -13,8 +13,8 @@ pub mod schedule;
 pub mod select;
 
 pub use backend::{
-    Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, OpCount, Result,
-    RingGemmShape, RingOperand, Rotation, Shape, small_words,
+    Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, MemoryUse, OpCount,
+    Result, RingGemmShape, RingOperand, Rotation, Shape, small_words,
 };
 pub use dual::DualBackend;
 pub use error::EngineError;

@@ -22,6 +22,9 @@ const GPU_TILE: usize = 1 << 26;
 /// On a CPU: 16 MiB, below the size from which the allocator returns memory to the system and faults it in again.
 const CPU_TILE: usize = 1 << 22;
 
+/// Tiles that make up a device's memory budget.
+const BUDGET_TILES: u64 = 8;
+
 /// How much homomorphic work a context has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
 pub struct HeCounters {
@@ -52,7 +55,10 @@ pub(super) struct AtomicCounters {
 impl BfvContext {
     /// The set `params` on `backend`.
     pub fn new(backend: Arc<dyn Backend>, params: ParameterSet) -> Arc<Self> {
-        let tile_words = if backend.info().kind == "cpu" { CPU_TILE } else { GPU_TILE };
+        let most = if backend.info().kind == "cpu" { CPU_TILE } else { GPU_TILE };
+        // Several tiles are alive at a time (a step's input and output, the digits of a key switch), beside operands and keys.
+        let share = backend.memory().budget.map_or(u64::MAX, |bytes| bytes / (4 * BUDGET_TILES));
+        let tile_words = usize::try_from(share).map_or(most, |share| share.clamp(1, most));
         Arc::new(Self { backend, params, tile_words, counts: AtomicCounters::default() })
     }
 
@@ -71,7 +77,8 @@ impl BfvContext {
         self.params.ring()
     }
 
-    /// Words that a batch of intermediates (expanded weights, unpacked outputs) should stay below on this device.
+    /// Words that a batch of intermediates (expanded weights, unpacked outputs) should stay below on this device: at most an
+    /// eighth of its memory budget.
     pub fn tile_words(&self) -> usize {
         self.tile_words
     }

@@ -47,6 +47,8 @@ impl AdapterSummary {
         let info = adapter.get_info();
         let limits = adapter.limits();
         let features = adapter.features();
+        let form =
+            if features.contains(wgpu::Features::SHADER_INT64) { ProductForm::U64 } else { ProductForm::Split16 };
         let kind = match info.device_type {
             wgpu::DeviceType::DiscreteGpu => "discrete",
             wgpu::DeviceType::IntegratedGpu => "integrated",
@@ -70,7 +72,7 @@ impl AdapterSummary {
             subgroup_ops: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             immediates: features.contains(wgpu::Features::IMMEDIATES),
-            form: default_form(adapter).name(),
+            form: form.name(),
         }
     }
 }
@@ -90,11 +92,6 @@ pub(super) fn adapter_at(index: usize) -> Result<wgpu::Adapter> {
     Ok(all.swap_remove(index))
 }
 
-/// 64-bit integers where the adapter has them.
-pub(super) fn default_form(adapter: &wgpu::Adapter) -> ProductForm {
-    if adapter.features().contains(wgpu::Features::SHADER_INT64) { ProductForm::U64 } else { ProductForm::Split16 }
-}
-
 pub(super) fn is_software(info: &wgpu::AdapterInfo) -> bool {
     info.device_type == wgpu::DeviceType::Cpu
 }
@@ -109,6 +106,12 @@ fn enumerate() -> Vec<wgpu::Adapter> {
         backends: wgpu::Backends::PRIMARY,
         // Validation layers are for driver developers; `WGPU_VALIDATION=1` brings them back.
         flags: wgpu::InstanceFlags::empty().with_env(),
+        // Where the driver tells how much memory is left, an allocation that would take nearly all of it fails as out of
+        // memory, instead of making the system page or the device fail later.
+        memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+            for_resource_creation: Some(95),
+            for_device_loss: None,
+        },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY))

@@ -1,12 +1,18 @@
-//! Device memory: buffers that go back to a bounded pool when their last handle is dropped.
+//! Device memory: buffers that go back to a bounded pool when their last handle is dropped, and the account of all bytes
+//! against a budget.
 //!
 //! Reuse spares the driver an allocation and wgpu the clearing of fresh memory. It is safe without fences: all work goes
 //! through one queue, in order, and a buffer comes back only after the launches that use it have been submitted.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
+
+use crate::engine::MemoryUse;
 
 /// The words of one [`crate::engine::Buffer`] on the GPU.
 pub(super) struct GpuBuffer {
@@ -19,43 +25,92 @@ pub(super) struct GpuBuffer {
 /// A piece of device memory of at least the size asked for.
 pub(super) struct Memory {
     buffer: wgpu::Buffer,
-    pool: Arc<Pool>,
+    /// `None` for memory of the host program.
+    pool: Option<Arc<Pool>>,
+    shared: AtomicBool,
 }
 
 impl Memory {
-    /// Wraps a new buffer whose size is a class of `pool`.
-    pub fn new(buffer: wgpu::Buffer, pool: Arc<Pool>) -> Self {
-        Self { buffer, pool }
+    /// Memory of the host program: neither counted nor reused.
+    pub fn of_host(buffer: wgpu::Buffer) -> Self {
+        Self { buffer, pool: None, shared: AtomicBool::new(true) }
     }
 
     /// The wgpu buffer.
     pub fn buffer(&self) -> &wgpu::Buffer {
         &self.buffer
     }
+
+    /// The wgpu buffer for somebody who may keep it longer than this: it will not be reused.
+    pub fn share(&self) -> wgpu::Buffer {
+        self.shared.store(true, Ordering::Relaxed);
+        self.buffer.clone()
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.pool.give(self.buffer.clone());
+        if let Some(pool) = &self.pool {
+            pool.give(&self.buffer, self.shared.load(Ordering::Relaxed));
+        }
     }
 }
 
-/// Free buffers by size.
+/// Bytes of the account that have no buffer yet, or whose buffer is no [`Memory`]; returned on drop.
+pub(super) struct Reserved {
+    pool: Arc<Pool>,
+    bytes: u64,
+    staging: bool,
+}
+
+impl Reserved {
+    /// Size to create the buffer with.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The buffer that the bytes were reserved for, of that size.
+    pub fn fill(mut self, buffer: wgpu::Buffer) -> Memory {
+        // From here on the bytes are the memory's, which gives them back by its size.
+        self.bytes = 0;
+        Memory { buffer, pool: Some(Arc::clone(&self.pool)), shared: AtomicBool::new(false) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut state = self.pool.lock();
+        let account = if self.staging { &mut state.staging } else { &mut state.live };
+        *account = account.saturating_sub(self.bytes);
+    }
+}
+
+/// Free buffers by size, and the account.
 pub(super) struct Pool {
     capacity: u64,
-    free: Mutex<Free>,
+    budget: Option<u64>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Free {
-    bytes: u64,
-    by_size: HashMap<u64, Vec<wgpu::Buffer>>,
+struct State {
+    live: u64,
+    pooled: u64,
+    staging: u64,
+    peak: u64,
+    free: BTreeMap<u64, Vec<wgpu::Buffer>>,
+}
+
+impl State {
+    fn held(&self) -> u64 {
+        self.live + self.pooled + self.staging
+    }
 }
 
 impl Pool {
-    /// A pool that keeps up to `capacity` bytes.
-    pub fn new(capacity: u64) -> Self {
-        Self { capacity, free: Mutex::new(Free::default()) }
+    /// A pool that keeps up to `capacity` bytes; with all that is in use, `budget` at most.
+    pub fn new(capacity: u64, budget: Option<u64>) -> Self {
+        Self { capacity, budget, state: Mutex::default() }
     }
 
     /// The size to allocate for `bytes`: rounded up to an eighth of an octave, so that similar requests share buffers.
@@ -65,31 +120,65 @@ impl Pool {
         bytes.div_ceil(step) * step
     }
 
-    /// A free buffer of exactly `class` bytes.
-    pub fn take(&self, class: u64) -> Option<wgpu::Buffer> {
-        let mut free = self.lock();
-        let buffer = free.by_size.get_mut(&class)?.pop()?;
-        free.bytes -= class;
-        Some(buffer)
+    /// The budget, if there is one.
+    pub fn budget(&self) -> Option<u64> {
+        self.budget
     }
 
-    /// Frees everything that the pool keeps.
-    pub fn clear(&self) {
-        *self.lock() = Free::default();
-    }
-
-    fn give(&self, buffer: wgpu::Buffer) {
-        let size = buffer.size();
-        let mut free = self.lock();
-        if free.bytes + size <= self.capacity {
-            free.bytes += size;
-            free.by_size.entry(size).or_default().push(buffer);
+    /// The account.
+    pub fn usage(&self) -> MemoryUse {
+        let state = self.lock();
+        MemoryUse {
+            live: state.live,
+            pooled: state.pooled,
+            staging: state.staging,
+            peak: state.peak,
+            budget: self.budget,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Free> {
+    /// The smallest free buffer of `least` to `most` bytes.
+    pub fn take(self: &Arc<Self>, least: u64, most: u64) -> Option<Memory> {
+        let mut state = self.lock();
+        let (&size, buffers) =
+            state.free.range_mut(least..=most.max(least)).find(|(_, buffers)| !buffers.is_empty())?;
+        let buffer = buffers.pop()?;
+        state.pooled -= size;
+        state.live += size;
+        Some(Memory { buffer, pool: Some(Arc::clone(self)), shared: AtomicBool::new(false) })
+    }
+
+    /// Puts bytes on the account of buffers, or of staging, if the budget has room for them.
+    pub fn reserve(self: &Arc<Self>, bytes: u64, staging: bool) -> Option<Reserved> {
+        let mut state = self.lock();
+        if self.budget.is_some_and(|budget| state.held().saturating_add(bytes) > budget) {
+            return None;
+        }
+        *(if staging { &mut state.staging } else { &mut state.live }) += bytes;
+        state.peak = state.peak.max(state.held());
+        Some(Reserved { pool: Arc::clone(self), bytes, staging })
+    }
+
+    /// Frees everything that the pool keeps; says whether there was anything.
+    pub fn clear(&self) -> bool {
+        let mut state = self.lock();
+        state.pooled = 0;
+        !std::mem::take(&mut state.free).is_empty()
+    }
+
+    fn give(&self, buffer: &wgpu::Buffer, shared: bool) {
+        let size = buffer.size();
+        let mut state = self.lock();
+        state.live = state.live.saturating_sub(size);
+        if !shared && state.pooled + size <= self.capacity {
+            state.pooled += size;
+            state.free.entry(size).or_default().push(buffer.clone());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while the lock is held; the contents are plain data in any case.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -105,5 +194,20 @@ mod tests {
             assert!(bytes < 256 || class as f64 <= bytes as f64 * 1.125, "{bytes}");
             assert_eq!(Pool::class(class), class);
         }
+    }
+
+    #[test]
+    fn the_account_keeps_to_the_budget() {
+        let pool = Arc::new(Pool::new(1 << 20, Some(1000)));
+        let live = pool.reserve(600, false).unwrap();
+        let staging = pool.reserve(400, true).unwrap();
+        assert!(pool.reserve(1, false).is_none() && pool.reserve(u64::MAX, true).is_none());
+        drop(live);
+        let usage = pool.usage();
+        assert_eq!((usage.live, usage.staging, usage.peak, usage.budget), (0, 400, 1000, Some(1000)));
+        drop(staging);
+        assert!(pool.reserve(1000, false).is_some());
+        let boundless = Arc::new(Pool::new(0, None));
+        assert!(boundless.reserve(1 << 50, false).is_some());
     }
 }

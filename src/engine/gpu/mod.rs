@@ -2,9 +2,12 @@
 //!
 //! | file | subject |
 //! |---|---|
-//! | `adapter` | finding adapters |
-//! | `context` | an open device: errors as values, launches, readback |
-//! | `memory` | buffers and their pool |
+//! | `adapter`, `capabilities` | finding adapters; what a device offers and how it is used |
+//! | `context` | an open device: errors as values, memory within the budget, launches |
+//! | `memory` | buffers, their pool, and the account of bytes |
+//! | `transfer` | words to the device and back |
+//! | `pipelines` | compiled kernels |
+//! | `faults` | faults on demand, for tests and drills |
 //! | `preprocess`, `shaders` | `#include` and `#ifdef` for WGSL, the typed table of kernels |
 //! | `tables` | constants of a ring on the device |
 //! | `ops` | launches of each operation, in parts where a batch exceeds what a kernel can see |
@@ -15,17 +18,25 @@
 //! allows gives [`crate::engine::EngineError::OutOfMemory`].
 
 mod adapter;
+mod capabilities;
 mod context;
+mod faults;
 mod memory;
 mod ops;
+mod pipelines;
 mod preprocess;
 mod shaders;
 mod tables;
+mod transfer;
 
 use std::{ops::Range, sync::Arc};
 
+/// The wgpu that this crate is built with, for programs that share their device.
+pub use ::wgpu;
+
 pub use self::{
     adapter::{AdapterSummary, adapters},
+    faults::{Fault, Faults, Lack},
     preprocess::{PreprocessError, preprocess},
     shaders::ProductForm,
 };
@@ -36,8 +47,8 @@ use self::{
     tables::TableCache,
 };
 use super::{
-    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op,
-    OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
+    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape,
+    MemoryUse, Op, OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
     check::{self, operand},
 };
 
@@ -56,6 +67,12 @@ pub struct GpuOptions {
     pub workgroup_memory: Option<u32>,
     /// Bytes of free buffers kept for reuse.
     pub pool_bytes: u64,
+    /// Most bytes of device memory that the backend may hold: buffers in use, buffers kept for reuse, staging of transfers.
+    /// `None` leaves it to the driver. Compiled kernels and the driver's own overhead are not counted, nor are transfers of
+    /// less than a MiB on their way to the device.
+    pub vram_bytes: Option<u64>,
+    /// Faults to inject, for tests and drills.
+    pub faults: Faults,
 }
 
 impl Default for GpuOptions {
@@ -67,6 +84,8 @@ impl Default for GpuOptions {
             binding_bytes: None,
             workgroup_memory: None,
             pool_bytes: 1 << 30,
+            vram_bytes: None,
+            faults: Faults::default(),
         }
     }
 }
@@ -95,13 +114,69 @@ impl GpuBackend {
         self.context.wait("wait")
     }
 
+    /// Works on a device that the host program has opened with wgpu.
+    ///
+    /// Form, limits and features are those that the device has *enabled*: for the fastest kernels the host asks for
+    /// `SHADER_INT64` and `IMMEDIATES` (with 32 bytes or more), and for the adapter's workgroup memory, invocations, and
+    /// buffer and binding sizes, where the adapter has them.
+    ///
+    /// The device's callbacks for uncaptured errors and for loss remain the host's. Errors of this backend are caught in
+    /// error scopes, which wgpu keeps apart by thread, so that they never reach the host and the host's never come here. A
+    /// lost device is told to nobody but the callback: call [`GpuBackend::report_loss`] from there, else the loss shows at
+    /// the next download only. The host may submit to the queue at any time; submissions run in the order they are made.
+    ///
+    /// # Errors
+    /// [`crate::engine::EngineError::Unsupported`] when the device has not enabled what the kernels need.
+    pub fn with_device(device: wgpu::Device, queue: wgpu::Queue, options: &GpuOptions) -> Result<Self> {
+        let context = Context::with_device(device, queue, options)?;
+        Ok(Self { context, tables: TableCache::default(), ops: OpCounter::new() })
+    }
+
+    /// Tells the backend that its device is lost: every later call is [`crate::engine::EngineError::DeviceLost`].
+    pub fn report_loss(&self, reason: &str) {
+        self.context.lose(reason);
+    }
+
+    /// The host's buffer as an operand, without a copy. It holds `words` words at least, has the usages `STORAGE`, `COPY_SRC`
+    /// and `COPY_DST`, and was made on this backend's device.
+    ///
+    /// An engine buffer does not change while it is in use: the host writes only before it hands the buffer over, or after
+    /// the last operation that reads it has been submitted (operations are when they return). It is not mapped meanwhile.
+    /// The memory is not on the account of [`Backend::memory`].
+    ///
+    /// # Errors
+    /// [`crate::engine::EngineError::Shape`] when the buffer is too short or lacks a usage. A buffer of another device is
+    /// refused by the first operation that uses it.
+    pub fn import(&self, buffer: wgpu::Buffer, words: usize) -> Result<Buffer> {
+        let usages = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let (size, found) = (buffer.size(), buffer.usage());
+        let fits = size.is_multiple_of(4) && usize::try_from(size / 4).is_ok_and(|most| words <= most);
+        check::require(Op::Upload, fits && found.contains(usages), || {
+            format!(
+                "an imported buffer of {size} bytes with usages {found:?} cannot hold {words} words under {usages:?}"
+            )
+        })?;
+        Ok(self.context.wrap(words, (words > 0).then(|| memory::Memory::of_host(buffer))))
+    }
+
+    /// The wgpu buffer behind an engine buffer and the number of words in it, for kernels of the host; `None` where it is
+    /// empty or of another backend. The wgpu buffer may be longer.
+    ///
+    /// The host may read it, from submissions made after this call and for as long as it likes: the memory is not reused
+    /// even when the engine buffer is gone (nor is it on the account of [`Backend::memory`] then). It does not write to it
+    /// while an engine buffer or a clone of it is alive.
+    pub fn export(&self, buffer: &Buffer) -> Option<(wgpu::Buffer, usize)> {
+        let found = buffer.downcast::<GpuBuffer>().filter(|b| b.context == self.context.id)?;
+        Some((found.memory.as_ref()?.share(), buffer.words()))
+    }
+
     /// Kernel launches so far, for reports and tests.
     pub fn dispatches(&self) -> u64 {
         self.context.dispatches()
     }
 
     /// The wgpu buffer behind an engine buffer; `None` when it is empty.
-    fn memory<'a>(&self, op: Op, x: &'a Buffer) -> Result<Option<&'a wgpu::Buffer>> {
+    fn words_of<'a>(&self, op: Op, x: &'a Buffer) -> Result<Option<&'a wgpu::Buffer>> {
         let found = x.downcast::<GpuBuffer>().filter(|b| b.context == self.context.id);
         check::require(op, found.is_some(), || "the buffer belongs to another backend; download and upload it".into())?;
         Ok(found.and_then(|b| b.memory.as_ref()).map(memory::Memory::buffer))
@@ -116,7 +191,7 @@ impl GpuBackend {
         x: &'a Buffer,
         shape: Shape,
     ) -> Result<Option<&'a wgpu::Buffer>> {
-        let memory = self.memory(op, x)?;
+        let memory = self.words_of(op, x)?;
         check::batch(op, ring, what, x.words(), shape)?;
         Ok(memory)
     }
@@ -169,6 +244,10 @@ impl Backend for GpuBackend {
         self.ops.snapshot()
     }
 
+    fn memory(&self) -> MemoryUse {
+        self.context.pool.usage()
+    }
+
     fn upload(&self, words: &[u32]) -> Result<Buffer> {
         self.ops.gpu(Op::Upload);
         if words.is_empty() {
@@ -179,7 +258,7 @@ impl Backend for GpuBackend {
     }
 
     fn download(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let memory = self.memory(Op::Download, x)?;
+        let memory = self.words_of(Op::Download, x)?;
         self.ops.gpu(Op::Download);
         match memory {
             Some(memory) => self.context.download(Op::Download.name(), memory, x.words()),
@@ -230,7 +309,7 @@ impl Backend for GpuBackend {
 
     fn matmul_plain(&self, ring: &Arc<RnsRing>, ct: &Buffer, plain: &Buffer, shape: MatmulShape) -> Result<Buffer> {
         let op = Op::MatmulPlain;
-        let (first, second) = (self.memory(op, ct)?, self.memory(op, plain)?);
+        let (first, second) = (self.words_of(op, ct)?, self.words_of(op, plain)?);
         operand::matmul(ring, ct.words(), plain.words(), shape)?;
         let (Some(ct), Some(plain)) = (first, second) else { return Ok(self.empty()) };
         self.ops.gpu(op);
@@ -275,7 +354,7 @@ impl Backend for GpuBackend {
 
     fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
         let op = Op::KeySwitch;
-        let (input, key_memory) = (self.memory(op, x)?, self.memory(op, key)?);
+        let (input, key_memory) = (self.words_of(op, x)?, self.words_of(op, key)?);
         operand::key_switch(ring, x.words(), shape, key.words())?;
         if shape != KeySwitchShape::full(ring, shape.polys) {
             return Err(self.no_kernel(op));

@@ -1,0 +1,148 @@
+//! Words to the device and back.
+
+use std::sync::{Mutex, mpsc};
+
+use super::{
+    context::{Context, lock},
+    memory::{Memory, Pool, Reserved},
+};
+use crate::engine::backend::Result;
+
+/// Largest piece of one transfer.
+const PIECE_BYTES: u64 = 64 << 20;
+/// Smallest piece that a budget cuts transfers into.
+const LEAST_PIECE_BYTES: u64 = 1 << 16;
+/// Uploads that are put on the account of memory, where pieces are not smaller anyway.
+const COUNTED_BYTES: u64 = 1 << 20;
+/// Readback buffers kept for the next download.
+const STAGING_KEPT: usize = 3;
+
+/// Host-visible buffers between downloads.
+#[derive(Default)]
+pub(super) struct Staging {
+    kept: Mutex<Vec<(wgpu::Buffer, Reserved)>>,
+}
+
+impl Staging {
+    /// Frees all of them.
+    pub fn clear(&self) {
+        lock(&self.kept).clear();
+    }
+}
+
+impl Context {
+    /// Copies words to new device memory.
+    pub fn upload(&self, operation: &'static str, words: &[u32]) -> Result<Memory> {
+        let memory = self.allocate(operation, words.len())?;
+        let piece = self.piece_bytes();
+        for (i, part) in words.chunks((piece / 4) as usize).enumerate() {
+            let bytes = 4 * part.len() as u64;
+            // wgpu copies what is written into memory of its own until the device has taken it.
+            let reserved =
+                if bytes >= piece.min(COUNTED_BYTES) { Some(self.reserve(operation, bytes, true)?) } else { None };
+            self.submission(operation, bytes, || {
+                self.queue.write_buffer(memory.buffer(), i as u64 * piece, bytemuck::cast_slice(part));
+                if let Some(reserved) = reserved {
+                    // Sends it off, instead of holding it until the next launch.
+                    self.queue.submit([]);
+                    self.queue.on_submitted_work_done(move || drop(reserved));
+                }
+            })?;
+        }
+        Ok(memory)
+    }
+
+    /// Copies the first `words` words of a buffer back.
+    pub fn download(&self, operation: &'static str, buffer: &wgpu::Buffer, words: usize) -> Result<Vec<u32>> {
+        let mut out = Vec::new();
+        let total = 4 * words as u64;
+        out.try_reserve_exact(words).map_err(|_| self.out_of_memory(operation, total))?;
+        let mut start = 0;
+        while start < total {
+            let bytes = self.piece_bytes().min(total - start);
+            self.read_piece(operation, buffer, start, bytes, &mut out)?;
+            start += bytes;
+        }
+        Ok(out)
+    }
+
+    /// A copy of `words` words from word `start` on, in memory of its own.
+    pub fn copy_words(
+        &self,
+        operation: &'static str,
+        buffer: &wgpu::Buffer,
+        start: usize,
+        words: usize,
+    ) -> Result<Memory> {
+        let memory = self.allocate(operation, words)?;
+        self.submission(operation, 4 * words as u64, || {
+            let mut encoder =
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            encoder.copy_buffer_to_buffer(buffer, 4 * start as u64, memory.buffer(), 0, 4 * words as u64);
+            self.queue.submit([encoder.finish()]);
+        })?;
+        Ok(memory)
+    }
+
+    /// A sixteenth of the budget, within reason, in whole words.
+    fn piece_bytes(&self) -> u64 {
+        let share = self.pool.budget().map_or(PIECE_BYTES, |budget| budget / 16);
+        share.clamp(LEAST_PIECE_BYTES, PIECE_BYTES) & !255
+    }
+
+    fn read_piece(
+        &self,
+        operation: &'static str,
+        buffer: &wgpu::Buffer,
+        start: u64,
+        bytes: u64,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let class = Pool::class(bytes);
+        let kept = {
+            let mut kept = lock(&self.staging.kept);
+            kept.iter().position(|(b, _)| b.size() == class).map(|i| kept.swap_remove(i))
+        };
+        let (staging, reserved) = match kept {
+            Some(kept) => kept,
+            None => {
+                let reserved = self.reserve(operation, class, true)?;
+                let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+                (self.create(operation, "readback", &reserved, usage)?, reserved)
+            }
+        };
+        let (sender, receiver) = mpsc::channel();
+        let submitted = self.submission(operation, bytes, || {
+            let mut encoder =
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            encoder.copy_buffer_to_buffer(buffer, start, &staging, 0, bytes);
+            let submitted = self.queue.submit([encoder.finish()]);
+            staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {
+                // The receiver is gone only if this download has failed already.
+                let _ = sender.send(result);
+            });
+            submitted
+        })?;
+        self.poll(operation, wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None })?;
+        let failed = |reason: String| self.refused(operation, reason);
+        match receiver.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(failed(e.to_string())),
+            Err(e) => return Err(failed(e.to_string())),
+        }
+        {
+            let view = staging.slice(..bytes).get_mapped_range().map_err(|e| failed(e.to_string()))?;
+            match bytemuck::try_cast_slice::<u8, u32>(&view) {
+                Ok(words) => out.extend_from_slice(words),
+                Err(_) => out.extend(bytemuck::pod_collect_to_vec::<u8, u32>(&view)),
+            }
+        }
+        staging.unmap();
+        let mut kept = lock(&self.staging.kept);
+        if kept.len() >= STAGING_KEPT {
+            kept.remove(0);
+        }
+        kept.push((staging, reserved));
+        Ok(())
+    }
+}
