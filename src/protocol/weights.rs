@@ -2,8 +2,8 @@
 
 use super::{ProtocolError, Result};
 use crate::{
+    engine::cpu::matmul,
     model::{EdgeId, Graph, NodeId, Op, ServerWeights, WeightMatrix},
-    mpc::shared::matmul,
 };
 
 /// The matrix of a linear node, its shape checked against the graph.

@@ -12,6 +12,7 @@ mod permute;
 pub(crate) mod plain_ntt;
 mod pointwise;
 mod residue;
+mod ring_gemm;
 mod simd;
 
 use std::{
@@ -21,8 +22,11 @@ use std::{
 
 use rayon::prelude::*;
 
-pub use self::ntt::NttLibrary;
 use self::{key_switch::KeySwitch, ntt::CpuNtt};
+pub use self::{
+    ntt::NttLibrary,
+    ring_gemm::{RingElement, matmul, matmul_transposed},
+};
 use super::{
     Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op, OpCount,
     OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
@@ -275,7 +279,8 @@ impl Backend for CpuBackend {
         let op = Op::RingGemm;
         let (a, b) = (words(op, a)?, words(op, b)?);
         operand::ring_gemm(a.len(), b.len(), operand, shape)?;
-        Ok(self.run(op, || gemm::ring_gemm(a, b, operand, shape)))
+        self.ops.cpu(op);
+        Ok(wrap(self.install(|| ring_gemm::ring_gemm(a, b, operand, shape))?))
     }
 
     fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {

@@ -5,8 +5,8 @@
 use super::super::{ProtocolError, Result};
 use crate::{
     arith::ShareModulus,
+    engine::cpu::{matmul, matmul_transposed},
     model::{Graph, NodeId, Op},
-    mpc::shared::{matmul, matmul_transposed},
 };
 
 /// `left (x) right` for the node's bilinear map: a matrix product per head, a sum of squares (with `left = right` for the

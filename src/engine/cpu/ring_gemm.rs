@@ -1,4 +1,4 @@
-//! Matrix products over a ring of shares, in the clear: the linear algebra of the online phase.
+//! Matrix products modulo a power of two: the linear algebra of the online phase, on shares in the clear.
 //!
 //! Everything wraps modulo a power of two, so that a ring of up to 32 bits is computed in 32-bit words (twice the lanes)
 //! and any other in 64-bit words. The right operand is repacked into panels of a few columns; a panel meets four rows of
@@ -9,8 +9,11 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use zeroize::Zeroize;
 
-use super::SharedError;
-use crate::arith::ShareModulus;
+use super::gemm::small;
+use crate::{
+    arith::ShareModulus,
+    engine::{EngineError, Op, Result, RingGemmShape, RingOperand, check},
+};
 
 /// Rows of the left operand that are worked on together.
 const TILE_ROWS: usize = 4;
@@ -56,7 +59,7 @@ pub fn matmul<B: RingElement>(
     k: usize,
     n: usize,
     modulus: ShareModulus,
-) -> Result<Vec<u64>, SharedError> {
+) -> Result<Vec<u64>> {
     product(a, b, [m, k, n], modulus, |depth, column| depth * n + column)
 }
 
@@ -72,7 +75,7 @@ pub fn matmul_transposed<B: RingElement>(
     k: usize,
     n: usize,
     modulus: ShareModulus,
-) -> Result<Vec<u64>, SharedError> {
+) -> Result<Vec<u64>> {
     product(a, b, [m, k, n], modulus, |depth, column| column * k + depth)
 }
 
@@ -82,18 +85,18 @@ fn product<B: RingElement>(
     [m, k, n]: [usize; 3],
     modulus: ShareModulus,
     index: impl Fn(usize, usize) -> usize + Copy + Send + Sync,
-) -> Result<Vec<u64>, SharedError> {
+) -> Result<Vec<u64>> {
     if !modulus.is_valid() {
-        return Err(SharedError::Modulus(modulus));
+        let detail = format!("{modulus:?} is not a ring of shares: use 2^1 to 2^64");
+        return Err(EngineError::Shape { operation: Op::RingGemm.name(), detail });
     }
-    for (what, [rows, width], found) in
-        [("the left operand", [m, k], a.len()), ("the right operand", [k, n], b.len()), ("the result", [m, n], 0)]
+    for (what, [rows, width], found) in [("the left operand", [m, k], a.len()), ("the right operand", [k, n], b.len())]
     {
-        let expected = rows.checked_mul(width).ok_or(SharedError::TooLarge { rows, width })?;
-        if expected != found && what != "the result" {
-            return Err(SharedError::Length { what, expected, found });
-        }
+        check::require(Op::RingGemm, rows.checked_mul(width) == Some(found), || {
+            format!("{what} has {found} elements, not {rows} x {width}")
+        })?;
     }
+    check::require(Op::RingGemm, m.checked_mul(n).is_some(), || format!("a result of {m} x {n} is too large"))?;
     if m == 0 || n == 0 {
         return Ok(Vec::new());
     }
@@ -215,17 +218,49 @@ impl<W: Word, const COLUMNS: usize> WithSimd for PanelProduct<'_, W, COLUMNS> {
     }
 }
 
+/// Products on packed words; layouts as in [`crate::engine::Backend::ring_gemm`], sizes checked.
+pub(super) fn ring_gemm(a: &[u32], b: &[u32], operand: RingOperand, shape: RingGemmShape) -> Result<Vec<u32>> {
+    let RingGemmShape { bits, batch, rows, inner, cols } = shape;
+    let words = shape.element_words();
+    let modulus = ShareModulus::PowerOfTwo(bits);
+    let elements = |x: &[u32]| -> Vec<u64> {
+        let element = |word: &[u32]| word.iter().rev().fold(0, |x, &w| x << 32 | w as u64);
+        x.chunks(words).map(element).collect()
+    };
+    let mut out = Vec::with_capacity(batch * rows * cols * words);
+    for g in 0..batch {
+        let mut left = elements(&a[g * rows * inner * words..][..rows * inner * words]);
+        let mut product = match operand {
+            RingOperand::Ring => {
+                let mut right = elements(&b[g * inner * cols * words..][..inner * cols * words]);
+                let product = matmul(&left, &right, rows, inner, cols, modulus)?;
+                right.zeroize();
+                product
+            }
+            RingOperand::Small => {
+                let right: Vec<i16> = (0..inner * cols).map(|i| small(b, g * inner * cols + i)).collect();
+                matmul(&left, &right, rows, inner, cols, modulus)?
+            }
+        };
+        out.extend(product.iter().flat_map(|&x| [x as u32, (x >> 32) as u32].into_iter().take(words)));
+        left.zeroize();
+        product.zeroize();
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mpc::block::Block;
-    use crate::mpc::prg::Prg;
     use proptest::prelude::*;
 
-    fn random(count: usize, seed: u128) -> Vec<u64> {
-        let mut x = vec![0; count];
-        Prg::new(Block(seed)).fill_u64(&mut x);
-        x
+    fn random(count: usize, seed: u64) -> Vec<u64> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state ^ state >> 29
+        };
+        (0..count).map(|_| next()).collect()
     }
 
     fn naive(a: &[u64], b: &[u64], [m, k, n]: [usize; 3], modulus: ShareModulus) -> Vec<u64> {
