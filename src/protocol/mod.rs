@@ -31,6 +31,7 @@ pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
 pub use plan::{GarbledPlan, OtPlan, Plan, ProductPlan};
 pub use shares::{SecretVec, ShareBoard, row_sums};
+pub use weights::OnlineWeights;
 
 use crate::{
     he::{MATMUL_8192, ParameterSet},

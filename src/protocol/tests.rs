@@ -55,8 +55,8 @@ impl Parties {
         assert!(drive_pair(&mut he, &mut he_server).unwrap());
         assert!(drive_pair(&mut ot, &mut ot_server).unwrap());
         let mut online = OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot)).unwrap();
-        let mut online_server =
-            OnlineServer::new(plan.clone(), server, self.weights.clone(), interleaved.then_some(ot_server));
+        let weights = Arc::new(OnlineWeights::host(self.weights.clone()));
+        let mut online_server = OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server));
         assert!(drive_pair(&mut online, &mut online_server).unwrap());
         (online.output().unwrap().to_vec(), client, online_server)
     }

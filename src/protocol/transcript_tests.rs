@@ -92,8 +92,8 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
     let (_, products, labels) = client.export(&plan.graph).unwrap();
     let export = server.export();
     let online = OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot.inner)).unwrap();
-    let server =
-        OnlineServer::new(plan.clone(), server, parties.weights.clone(), interleaved.then_some(ot_server.inner));
+    let weights = Arc::new(OnlineWeights::host(parties.weights.clone()));
+    let server = OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server.inner));
     let (mut online, mut server) = (up(online, &log), down(server, &log));
     assert!(drive_pair(&mut online, &mut server).unwrap());
     drop((he, ot.log, ot_server.log, online));

@@ -22,7 +22,8 @@ use crate::{
     model::{Graph, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
-        HeServer, KEY_BLOCK, Message, OnlineServer, OtServer, Plan, ServerCorrelation, SessionId, parameter_set,
+        HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation, SessionId,
+        parameter_set,
     },
 };
 
@@ -30,6 +31,7 @@ use crate::{
 pub struct ServerContext {
     spec: ModelSpec,
     weights: Arc<ServerWeights>,
+    online: Arc<OnlineWeights>,
     manifest: Vec<u8>,
     digest: [u8; 32],
     context: Arc<BfvContext>,
@@ -52,8 +54,9 @@ impl ServerContext {
     ) -> Result<Self, SessionError> {
         spec.validate()?;
         let digest = *blake3::hash(&manifest).as_bytes();
+        let online = Arc::new(OnlineWeights::on(weights.clone(), backend.clone()));
         let context = BfvContext::new(backend, parameter_set()?);
-        Ok(Self { spec, weights, manifest, digest, context, max_tokens, store: None, plans: Mutex::default() })
+        Ok(Self { spec, weights, online, manifest, digest, context, max_tokens, store: None, plans: Mutex::default() })
     }
 
     /// Keeps correlations for later online phases in a directory of this server's own.
@@ -243,7 +246,7 @@ impl Connection<'_> {
         correlation: Arc<ServerCorrelation>,
         garbling: Option<OtServer>,
     ) -> Result<(), SessionError> {
-        let mut online = OnlineServer::new(plan.clone(), correlation, self.context.weights.clone(), garbling);
+        let mut online = OnlineServer::new(plan.clone(), correlation, self.context.online.clone(), garbling);
         self.driver(Phase::Online, "online", &self.lanes.online, &plan.graph).run(&mut online)
     }
 }

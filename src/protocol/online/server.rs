@@ -9,7 +9,7 @@ use super::{
     client::{garbled_nodes, operands},
 };
 use crate::{
-    model::{EdgeId, NodeId, Op, ServerWeights},
+    model::{EdgeId, NodeId, Op},
     mpc::{
         block::blocks_as_bytes,
         garble::{
@@ -18,8 +18,8 @@ use crate::{
         },
     },
     protocol::{
-        Machine, Message, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec, ServerCorrelation, Turn, gate_key,
-        pack_ring, row_sums, unpack_ring, weights::linear,
+        Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec, ServerCorrelation,
+        Turn, gate_key, pack_ring, row_sums, unpack_ring,
     },
 };
 
@@ -44,7 +44,7 @@ enum State {
 pub struct OnlineServer {
     plan: Arc<Plan>,
     correlation: Arc<ServerCorrelation>,
-    weights: Arc<ServerWeights>,
+    weights: Arc<OnlineWeights>,
     shares: Vec<Option<SecretVec>>,
     garbling: Option<OtServer>,
     stage: usize,
@@ -60,7 +60,7 @@ impl OnlineServer {
     pub fn new(
         plan: Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
-        weights: Arc<ServerWeights>,
+        weights: Arc<OnlineWeights>,
         interleaved: Option<OtServer>,
     ) -> Self {
         let shares = plan.graph.edges.iter().map(|_| None).collect();
@@ -120,7 +120,7 @@ impl OnlineServer {
                     // `c = R W - Z` is reduced by the client to the narrower ring of the output; so is this side.
                     let mut sum = self.correlation.take_linear(id)?;
                     let parts = inputs.iter().map(|&e| Ok((e, &**self.share(e)?))).collect::<Result<Vec<_>>>()?;
-                    let product = linear(&self.weights, &plan.graph, id, &parts)?;
+                    let product = self.weights.linear(&plan.graph, id, &parts)?;
                     sum.iter_mut().zip(&product).for_each(|(s, &p)| *s = out.ring.reduce(s.wrapping_add(p)));
                     sum.to_vec()
                 }
