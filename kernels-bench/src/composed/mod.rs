@@ -1,0 +1,82 @@
+//! Operations made of several kernels, checked by decryption: a rotation, a ciphertext-plaintext product, encrypted matrix
+//! products for every packing there is, and the linear layers of BERT-base.
+
+mod bert;
+mod layer;
+mod rlwe;
+mod single;
+
+pub use self::{
+    bert::{LAYERS, whole_model},
+    single::{BAR_DIMENSION, CLOCK},
+};
+use crate::{
+    Result,
+    args::Arguments,
+    ceilings::Ceilings,
+    devices::{Device, Devices},
+    measure::Group,
+    stats::Effort,
+};
+
+/// A rotation of one ciphertext.
+pub const ROTATION: &str = "rotation";
+
+/// A ciphertext times a plaintext, both in NTT form.
+pub const PRODUCT: &str = "ct_pt_product";
+
+/// The server's share of an encrypted linear layer.
+pub const MATMUL: &str = "encrypted_matmul";
+
+/// The same for the layers of BERT-base.
+pub const BERT: &str = "bert_base_linear";
+
+/// All composed operations, in the order of a run.
+pub const NAMES: [&str; 4] = [ROTATION, PRODUCT, MATMUL, BERT];
+
+/// What a run measures with.
+pub struct Bench<'a> {
+    /// The command line.
+    pub arguments: &'a Arguments,
+    /// Where.
+    pub devices: &'a Devices,
+    /// Limits of the main devices, in their order.
+    pub ceilings: &'a [Ceilings],
+    /// How long.
+    pub effort: Effort,
+}
+
+impl Bench<'_> {
+    /// The main devices with their limits, those that `fits` lets through.
+    fn devices(&self, fits: impl Fn(&Device) -> bool) -> impl Iterator<Item = (&Device, &Ceilings)> {
+        self.devices.main.iter().zip(self.ceilings).filter(move |(device, _)| fits(device))
+    }
+}
+
+/// Measures all that was asked for and hands over each group of rows.
+///
+/// # Errors
+/// Whatever a device, the encryption or `done` reports.
+pub fn run(bench: &Bench, mut done: impl FnMut(Group) -> Result<()>) -> Result<()> {
+    let wants = |name| bench.arguments.wants(name);
+    for n in single::dimensions(bench) {
+        if wants(ROTATION) {
+            done(single::rotation(bench, n)?)?;
+        }
+        if wants(PRODUCT) {
+            done(single::product(bench, n)?)?;
+        }
+    }
+    if wants(MATMUL) {
+        layer::run(bench, &mut done)?;
+    }
+    if wants(BERT) {
+        bert::run(bench, &mut done)?;
+    }
+    Ok(())
+}
+
+/// Whether a device is no software adapter, which would take hours for what the others do in seconds.
+fn in_hardware(device: &Device) -> bool {
+    device.as_gpu().is_none() || device.is_real_gpu()
+}

@@ -1,0 +1,165 @@
+//! A run: devices, ceilings, cases, composed operations, bars, files.
+
+use heliostat::engine::cpu::NttLibrary;
+
+use crate::{
+    Result,
+    args::Arguments,
+    audit, bars,
+    ceilings::{self, Ceilings},
+    compare,
+    composed::{self, Bench, CLOCK},
+    devices::{Device, Devices},
+    kernels::{Case, Kernel},
+    measure::{Finding, Group, Work, contender, group},
+    operands::Prepared,
+    report::{
+        Machine, Report, Row, charts, commit,
+        files::{self, Folder},
+        html, table,
+    },
+    stats::Effort,
+    suite::{self, Scale},
+    yardsticks,
+};
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every result was right, or nothing is slower.
+    Right,
+    /// Some result was wrong.
+    Wrong,
+    /// Something is slower outside noise, and that was to fail.
+    Slower,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+/// One sentence.
+pub fn run(arguments: &Arguments) -> Result<Outcome> {
+    match arguments.compare.as_deref() {
+        Some([before, after]) => {
+            let comparison = compare::of(&Report::read(before)?, &Report::read(after)?);
+            print!("{comparison}");
+            let slower = arguments.fail_on_slower && comparison.anything_slower();
+            Ok(if slower { Outcome::Slower } else { Outcome::Right })
+        }
+        _ => measure(arguments),
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<Outcome> {
+    if cfg!(debug_assertions) && !arguments.quick {
+        eprintln!("note: this is not a release build; its figures mean nothing");
+    }
+    files::end_between_files()?;
+    let folder = arguments.out.as_deref().map(Folder::open).transpose()?;
+    let devices = Devices::open(arguments)?;
+    let machine = Machine::here(devices.gpu_note.clone());
+    println!("{machine}\ncommit   {}\n", commit());
+
+    let ceilings: Vec<Ceilings> =
+        devices.main.iter().map(|device| ceilings::measure(device, arguments.quick)).collect::<Result<_>>()?;
+    println!("{}", table::ceilings(&ceilings));
+
+    let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
+    let bench = Bench { arguments, devices: &devices, ceilings: &ceilings, effort };
+    let mut groups = Vec::new();
+    println!("{}", table::HEADER);
+    let mut done = |group: Group| {
+        print!("{}", table::rows(&group.iter().filter(|f| is_result(f)).map(|f| &f.row).collect::<Vec<_>>()));
+        groups.push(group);
+        Ok(())
+    };
+    for case in suite::cases(&Scale::of(arguments, &devices)) {
+        if arguments.wants(case.kernel.name()) {
+            done(kernel(&bench, &case)?)?;
+        }
+    }
+    for case in suite::bar_cases(arguments.quick) {
+        if arguments.wants(case.kernel.name()) {
+            done(against_libraries(&bench, &case)?)?;
+        }
+    }
+    composed::run(&bench, &mut done)?;
+
+    let results: Vec<Row> = groups.iter().flatten().filter(|f| is_result(f)).map(|f| f.row.clone()).collect();
+    let bars = bars::all(&groups);
+    let audit = audit::all();
+    println!("\n{}", table::bars(&bars));
+    if !audit.is_empty() {
+        println!("{}", table::audit(&audit));
+    }
+    // The clock of the bars counts too: a wrong transform would make a wrong scale.
+    let right = groups.iter().flatten().all(|f| f.row.verified) && !results.is_empty();
+    let report =
+        Report { version: env!("CARGO_PKG_VERSION").into(), commit: commit(), machine, ceilings, results, bars, audit };
+    if let Some(folder) = folder {
+        write(&folder, &report, &groups)?;
+    }
+    Ok(if right { Outcome::Right } else { Outcome::Wrong })
+}
+
+/// Whether it is a row of its own, and not the clock beside one.
+fn is_result(finding: &Finding) -> bool {
+    finding.row.form != CLOCK
+}
+
+/// A case on every main device; transforms by the libraries and our own transform as well.
+fn kernel(bench: &Bench, case: &Case) -> Result<Group> {
+    let prepared = Prepared::new(case)?;
+    let mut contenders = yardsticks::ntt::contenders(&prepared)?;
+    if case.kernel.is_transform() {
+        contenders.push(contender(&prepared, &bench.devices.plain, bench.ceilings.first())?);
+    }
+    for (device, ceilings) in bench.devices.main.iter().zip(bench.ceilings) {
+        contenders.push(contender(&prepared, device, Some(ceilings))?);
+    }
+    group(&Work::of(case), bench.effort, contenders)
+}
+
+/// A case of the bars on the CPU and in hardware, beside libraries, with more rounds.
+fn against_libraries(bench: &Bench, case: &Case) -> Result<Group> {
+    let prepared = Prepared::new(case)?;
+    let threads: Vec<usize> = bench.devices.main.iter().map(|device| device.label().threads).collect();
+    // Two threads, where the rows have one and many.
+    let two = (threads.iter().max() > Some(&2)).then(|| Device::cpu(NttLibrary::default(), 2)).transpose()?;
+    let matrices;
+    let mut contenders = yardsticks::ntt::contenders(&prepared)?;
+    let mut effort = bench.effort.careful();
+    match case.kernel {
+        Kernel::ModularGemm { inputs, outputs } => {
+            effort = bench.effort.heavy();
+            let sizes = yardsticks::gemm::Sizes { outputs, inputs, columns: case.gemm_columns() };
+            matrices = yardsticks::gemm::Matrices::new(sizes);
+            for threads in [1, 2] {
+                if threads == 1 || two.is_some() || bench.devices.main.iter().any(|d| d.label().threads == 2) {
+                    contenders.push(matrices.contender(threads)?);
+                }
+            }
+            if let Some(two) = &two {
+                contenders.push(contender(&prepared, two, None)?);
+            }
+        }
+        _ => contenders.push(contender(&prepared, &bench.devices.plain, bench.ceilings.first())?),
+    }
+    let main = bench.devices.main.iter().zip(bench.ceilings);
+    for (device, ceilings) in main.filter(|(device, _)| device.as_gpu().is_none() || device.is_real_gpu()) {
+        contenders.push(contender(&prepared, device, Some(ceilings))?);
+    }
+    group(&Work::of(case), effort, contenders)
+}
+
+fn write(folder: &Folder, report: &Report, groups: &[Group]) -> Result<()> {
+    let pictures = charts::all(report, groups);
+    let mut paths = vec![folder.write("kernels.json", &(serde_json::to_string_pretty(report)? + "\n"))?];
+    for picture in &pictures {
+        paths.push(folder.write(&format!("{}.svg", picture.name), &picture.standalone())?);
+    }
+    paths.push(folder.write("kernels.html", &html::page(report, &pictures))?);
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    println!("written: {}", paths.join(", "));
+    Ok(())
+}
