@@ -29,6 +29,9 @@ pub struct Arguments {
     /// CPU threads of the rows that use more than one; all of the machine's by default.
     #[arg(long, value_name = "COUNT", value_parser = threads)]
     pub threads: Option<usize>,
+    /// Most device memory that a GPU's buffers may take, such as 4GiB or 512MiB.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub vram: Option<u64>,
     /// Compares two reports (kernels.json) instead of measuring.
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], conflicts_with_all = MEASURING)]
     pub compare: Option<Vec<PathBuf>>,
@@ -37,7 +40,7 @@ pub struct Arguments {
     pub fail_on_slower: bool,
 }
 
-const MEASURING: [&str; 6] = ["quick", "kernels", "sizes", "out", "adapter", "threads"];
+const MEASURING: [&str; 7] = ["quick", "kernels", "sizes", "out", "adapter", "threads", "vram"];
 
 impl Arguments {
     /// Whether a kernel or composed operation was asked for.
@@ -79,6 +82,14 @@ fn threads(text: &str) -> Result<usize, String> {
     if (1..=1024).contains(&count) { Ok(count) } else { Err("a number of threads is from 1 to 1024".into()) }
 }
 
+fn bytes(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let units = [("", 1), ("MB", 1_000_000), ("GB", 1_000_000_000), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let unit = units.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(&text[end..])).map(|(_, unit)| unit);
+    let bytes = unit.and_then(|unit: u64| text[..end].parse::<u64>().ok()?.checked_mul(unit));
+    bytes.filter(|b| *b > 0).ok_or("a size is a whole number of bytes, MB, MiB, GB or GiB, such as 4GiB".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,6 +105,8 @@ mod tests {
         let some = parse(&["--kernels", "mul,rotation", "--sizes", "8192,1024,8192"]).unwrap();
         assert!(some.wants("mul") && some.wants("rotation") && !some.wants("add"));
         assert_eq!(some.dimensions(), [1024, 8192]);
+        let vram = |text| parse(&["--vram", text]).map(|arguments| arguments.vram);
+        assert_eq!((vram("4GiB"), vram("5mb"), vram("7")), (Ok(Some(4 << 30)), Ok(Some(5_000_000)), Ok(Some(7))));
     }
 
     #[test]
@@ -103,6 +116,8 @@ mod tests {
             &["--sizes", "1000"],
             &["--sizes", "512"],
             &["--threads", "0"],
+            &["--vram", "4 potatoes"],
+            &["--vram", "99999999999999GiB"],
             &["--compare", "a.json"],
             &["--compare", "a.json", "b.json", "--quick"],
             &["--fail-on-slower"],

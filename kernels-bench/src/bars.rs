@@ -116,7 +116,8 @@ fn transforms(groups: &[Group]) -> Vec<Bar> {
                 Some(bar.measured(ours.samples.speed_against(&library.samples), remark))
             };
             let group = of_kernel(groups, kernel).find(|group| bar_size(group));
-            let missing = || Bar::new(name(BAR_DIMENSION), false, required, "of its speed").open("not measured in this run");
+            let missing =
+                || Bar::new(name(BAR_DIMENSION), false, required, "of its speed").open("not measured in this run");
             bars.push(group.and_then(compare).unwrap_or_else(missing));
         }
     }
@@ -146,7 +147,9 @@ fn composed_on_a_thread(groups: &[Group]) -> Vec<Bar> {
             Some(Bar::new(&name, true, required, unit).measured(scaled, remark))
         };
         let group = of_kernel(groups, kernel).find(|g| g.first().is_some_and(|f| f.row.n == BAR_DIMENSION));
-        group.and_then(measure).unwrap_or_else(|| Bar::new(&name, true, required, unit).open("not measured in this run"))
+        group
+            .and_then(measure)
+            .unwrap_or_else(|| Bar::new(&name, true, required, unit).open("not measured in this run"))
     };
     vec![
         bar(composed::ROTATION, "rotation, 5 + 1 limbs", 1.4, "ms", 1e6),
@@ -193,7 +196,8 @@ fn gpu(groups: &[Group]) -> Vec<Bar> {
     let target = |bar: Bar, found: Option<(f64, String)>| match found {
         Some((value, adapter)) if adapter.contains("H200") => bar.measured(value, adapter),
         Some((value, adapter)) => {
-            let text = format!("a target for an H200; {} {} on {adapter}", super::report::table::figure(value), bar.unit);
+            let text =
+                format!("a target for an H200; {} {} on {adapter}", super::report::table::figure(value), bar.unit);
             bar.open(text)
         }
         None => bar.open("a target for an H200; no GPU here"),
@@ -222,14 +226,16 @@ fn gpu(groups: &[Group]) -> Vec<Bar> {
         format!("; {seconds:.0} s on {threads} CPU threads{how}")
     });
     let seconds = found.map(|((seconds, _), f)| (seconds, f.row.adapter.clone()));
-    let mut bar = target(Bar::new("H200: linear layers of BERT-base, 128 tokens, coefficient", true, 1.5, "s"), seconds);
+    let mut bar =
+        target(Bar::new("H200: linear layers of BERT-base, 128 tokens, coefficient", true, 1.5, "s"), seconds);
     bar.remark += &by_cpu;
     bars.push(bar);
     let ratio = match (found, cpu) {
         (Some(((gpu, _), f)), Some(((cpu, _), 16))) => Some((cpu / gpu, f.row.adapter.clone())),
         _ => None,
     };
-    let mut bar = target(Bar::new("H200: 16 CPU cores beaten, linear layers of BERT-base", false, 20.0, "times"), ratio);
+    let mut bar =
+        target(Bar::new("H200: 16 CPU cores beaten, linear layers of BERT-base", false, 20.0, "times"), ratio);
     if bar.measured.is_none() {
         bar.remark = "a target for an H200 beside 16 CPU cores".into();
     }

@@ -107,7 +107,10 @@ impl fmt::Display for Comparison {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
-        writeln!(f, "\n| kernel | N | limbs | batch | size | where | before us | after us | before / after | verdict |")?;
+        writeln!(
+            f,
+            "\n| kernel | N | limbs | batch | size | where | before us | after us | before / after | verdict |"
+        )?;
         writeln!(f, "|---|---:|---:|---:|---|---|---:|---:|---:|---|")?;
         let us = |ns: Option<f64>| ns.map_or("-".into(), |ns| format!("{:.1}", ns / 1e3));
         for Line { row, before, after, change } in &self.lines {

@@ -55,8 +55,8 @@ impl Device {
         Ok(Self { backend, gpu: None, pool: pool(threads)?, label })
     }
 
-    fn gpu(adapter: usize, form: ProductForm, threads: usize) -> Result<Self> {
-        let options = GpuOptions { form: Some(form), ..GpuOptions::default() };
+    fn gpu(adapter: usize, form: ProductForm, threads: usize, vram_bytes: Option<u64>) -> Result<Self> {
+        let options = GpuOptions { form: Some(form), vram_bytes, ..GpuOptions::default() };
         let gpu = Arc::new(GpuBackend::open(adapter, &options)?);
         let info = gpu.info();
         let backend = if info.software { "gpu (software)" } else { "gpu" };
@@ -146,7 +146,7 @@ impl Devices {
                     forms.truncate(1);
                 }
                 for form in forms {
-                    main.push(Device::gpu(adapter.index, form, threads)?);
+                    main.push(Device::gpu(adapter.index, form, threads, arguments.vram)?);
                 }
                 let software = if adapter.software { "; a SOFTWARE adapter, not a GPU" } else { "" };
                 format!("{} ({}, {}{software})", adapter.name, adapter.api, adapter.driver)

@@ -296,9 +296,7 @@ pub fn run(
         Kernel::Rotate { rotations } => {
             backend.rotate(ring, &x[0], case.key_switch(1, 1), &x[1], &case.rotations(rotations))
         }
-        Kernel::BaseConvert => {
-            backend.base_convert(ring, &x[0], case.batch, 0..case.limbs, case.limbs..2 * case.limbs)
-        }
+        Kernel::BaseConvert => backend.base_convert(ring, &x[0], case.batch, 0..case.limbs, case.limbs..2 * case.limbs),
         Kernel::ModularGemm { inputs, outputs } => {
             let shape = GemmShape { inputs, outputs, polys: case.batch, limbs: case.limbs };
             backend.modular_gemm(ring, &x[0], &x[1], shape)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p kernels-bench -- [--quick] [--kernels a,b] [--sizes 1024,8192] [--out DIR] [--adapter NAME|INDEX]
-//!                                         [--threads COUNT] [--compare A.json B.json [--fail-on-slower]]
+//!                                         [--threads COUNT] [--vram BYTES] [--compare A.json B.json [--fail-on-slower]]
 //! ```
 
 use std::process::ExitCode;

@@ -1,7 +1,11 @@
 //! Alternatives for one piece of work, timed in turn and written as rows.
 
+use std::sync::Arc;
+
+use heliostat::{engine::EngineError, he::HeError};
+
 use crate::{
-    Result,
+    Error, Result,
     ceilings::Ceilings,
     cost::{self, Cost},
     devices::{Device, Label},
@@ -47,7 +51,12 @@ pub struct Contender<'a> {
     pub ceilings: Option<&'a Ceilings>,
     /// The work.
     pub operation: Operation<'a>,
+    /// Whether the result is still the expected one after all that was timed.
+    pub again: Option<Check<'a>>,
 }
+
+/// Does the work once more and compares.
+pub type Check<'a> = Box<dyn FnOnce() -> Result<bool> + 'a>;
 
 /// A row with what it was made from.
 #[derive(Clone, Debug)]
@@ -70,12 +79,13 @@ pub type Group = Vec<Finding>;
 pub fn group(work: &Work, effort: Effort, contenders: Vec<Contender>) -> Result<Group> {
     let mut operations = Vec::new();
     let mut labels = Vec::new();
-    for Contender { label, verified, ceilings, operation } in contenders {
+    for Contender { label, verified, ceilings, operation, again } in contenders {
         operations.push(operation);
-        labels.push((label, verified, ceilings.and_then(|c| c.limit_ns(&work.cost))));
+        labels.push((label, verified, ceilings.and_then(|c| c.limit_ns(&work.cost)), again));
     }
     let samples = interleave(effort, &mut operations)?;
-    let rows = samples.into_iter().zip(labels).map(|(samples, (label, verified, limit))| {
+    let row = |(samples, (label, verified, limit, again)): (Samples, (Label, bool, Option<f64>, Option<Check>))| {
+        let verified = verified && again.map_or(Ok(true), |again| again())?;
         let row = Row {
             kernel: work.kernel.into(),
             n: work.n,
@@ -92,9 +102,19 @@ pub fn group(work: &Work, effort: Effort, contenders: Vec<Contender>) -> Result<
             verified,
             limit_fraction: limit.map(|limit| limit / samples.median()),
         };
-        Finding { row, cost: work.cost, samples }
+        Ok(Finding { row, cost: work.cost, samples })
+    };
+    samples.into_iter().zip(labels).map(row).collect()
+}
+
+/// Why a device cannot do something at all, if that is what the error says: it lacks a kernel, a limit or memory. Such work is
+/// listed as not run; any other error ends the run.
+pub fn excuse(error: &Error) -> Option<String> {
+    let engine = error.downcast_ref().or_else(|| match error.downcast_ref() {
+        Some(HeError::Engine(error)) => Some(error),
+        _ => None,
     });
-    Ok(rows.collect())
+    matches!(engine?, EngineError::Unsupported { .. } | EngineError::OutOfMemory { .. }).then(|| error.to_string())
 }
 
 /// A case on a device, verified.
@@ -111,6 +131,9 @@ pub fn contender<'a>(
         let verified = prepared.verify(device.backend(), &inputs)?;
         Ok((inputs, verified))
     })?;
+    let inputs = Arc::new(inputs);
+    let same = inputs.clone();
+    let again: Check = Box::new(move || device.install(|| Ok(prepared.verify(device.backend(), &same)?)));
     let operation: Operation = Box::new(move |repeats| {
         let inputs = &inputs;
         device.install(|| {
@@ -118,5 +141,18 @@ pub fn contender<'a>(
             Ok(device.wait()?)
         })
     });
-    Ok(Contender { label: device.label().clone(), verified, ceilings, operation })
+    Ok(Contender { label: device.label().clone(), verified, ceilings, operation, again: Some(again) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_device_lacks_is_excused() {
+        let lacks = || EngineError::OutOfMemory { operation: "mul", bytes: 1, live: 0, budget: None };
+        assert!(excuse(&lacks().into()).is_some() && excuse(&HeError::Engine(lacks()).into()).is_some());
+        let lost = EngineError::DeviceLost { operation: "mul", reason: "gone".into() };
+        assert!(excuse(&lost.into()).is_none() && excuse(&"other".into()).is_none());
+    }
 }

@@ -104,7 +104,7 @@ fn operands(case: &Case, ring: &RnsRing) -> Operands {
     // `polys` polynomials modulo the given limbs.
     let mut residues = |polys: usize, limbs: usize| -> Vec<u32> {
         let rows = (0..polys).flat_map(|_| &moduli[..limbs]);
-        rows.flat_map(|m| (0..n).map(move |_| m)).map(|m| m.reduce(random.next() >> 1)).collect()
+        rows.flat_map(|m| (0..n).map(move |_| m)).map(|m| m.reduce(random.word() >> 1)).collect()
     };
     let mut out = Operands::default();
     out.buffers = match case.kernel {
@@ -144,7 +144,7 @@ fn operands(case: &Case, ring: &RnsRing) -> Operands {
         }
         Kernel::RingGemm { bits, rows, inner, cols, operand } => {
             let element = if bits <= 32 { 1 } else { 2 };
-            let mut words = |count: usize| (0..count).map(|_| random.next() as u32).collect::<Vec<_>>();
+            let mut words = |count: usize| (0..count).map(|_| random.word() as u32).collect::<Vec<_>>();
             let a = words(batch * rows * inner * element);
             let b = match operand {
                 RingOperand::Ring => words(batch * inner * cols * element),
@@ -163,7 +163,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -173,7 +173,7 @@ impl Random {
 
     /// A weight: 12 bits and a sign.
     pub fn small(&mut self) -> i16 {
-        (self.next() % 4095) as i16 - 2047
+        (self.word() % 4095) as i16 - 2047
     }
 
     /// So many weights as a device keeps them.

@@ -1,5 +1,7 @@
 //! A run: devices, ceilings, cases, composed operations, bars, files.
 
+use std::cell::RefCell;
+
 use heliostat::engine::cpu::NttLibrary;
 
 use crate::{
@@ -11,7 +13,7 @@ use crate::{
     composed::{self, Bench, CLOCK},
     devices::{Device, Devices},
     kernels::{Case, Kernel},
-    measure::{Finding, Group, Work, contender, group},
+    measure::{Contender, Finding, Group, Work, contender, group},
     operands::Prepared,
     report::{
         Machine, Report, Row, charts, commit,
@@ -57,15 +59,15 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
     files::end_between_files()?;
     let folder = arguments.out.as_deref().map(Folder::open).transpose()?;
     let devices = Devices::open(arguments)?;
-    let machine = Machine::here(devices.gpu_note.clone());
+    let mut machine = Machine::here(devices.gpu_note.clone());
     println!("{machine}\ncommit   {}\n", commit());
 
-    let ceilings: Vec<Ceilings> =
-        devices.main.iter().map(|device| ceilings::measure(device, arguments.quick)).collect::<Result<_>>()?;
+    let ceilings = ceilings::all(&devices.main, arguments.quick)?;
     println!("{}", table::ceilings(&ceilings));
 
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
-    let bench = Bench { arguments, devices: &devices, ceilings: &ceilings, effort };
+    let not_run = RefCell::default();
+    let bench = Bench { arguments, devices: &devices, ceilings: &ceilings, effort, not_run };
     let mut groups = Vec::new();
     println!("{}", table::HEADER);
     let mut done = |group: Group| {
@@ -86,6 +88,8 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
     composed::run(&bench, &mut done)?;
 
     let results: Vec<Row> = groups.iter().flatten().filter(|f| is_result(f)).map(|f| f.row.clone()).collect();
+    machine.not_run = bench.not_run.take();
+    machine.not_run.iter().for_each(|note| println!("NOT RUN: {note}"));
     let bars = bars::all(&groups);
     let audit = audit::all();
     println!("\n{}", table::bars(&bars));
@@ -115,7 +119,7 @@ fn kernel(bench: &Bench, case: &Case) -> Result<Group> {
         contenders.push(contender(&prepared, &bench.devices.plain, bench.ceilings.first())?);
     }
     for (device, ceilings) in bench.devices.main.iter().zip(bench.ceilings) {
-        contenders.push(contender(&prepared, device, Some(ceilings))?);
+        contenders.extend(on_device(bench, &prepared, device, ceilings)?);
     }
     group(&Work::of(case), bench.effort, contenders)
 }
@@ -147,9 +151,20 @@ fn against_libraries(bench: &Bench, case: &Case) -> Result<Group> {
     }
     let main = bench.devices.main.iter().zip(bench.ceilings);
     for (device, ceilings) in main.filter(|(device, _)| device.as_gpu().is_none() || device.is_real_gpu()) {
-        contenders.push(contender(&prepared, device, Some(ceilings))?);
+        contenders.extend(on_device(bench, &prepared, device, ceilings)?);
     }
     group(&Work::of(case), effort, contenders)
+}
+
+/// The case on a device, unless that cannot do it at all.
+fn on_device<'a>(
+    bench: &Bench,
+    prepared: &'a Prepared,
+    device: &'a Device,
+    ceilings: &'a Ceilings,
+) -> Result<Option<Contender<'a>>> {
+    let what = format!("{}, N = {}", prepared.case.kernel.name(), prepared.case.n);
+    bench.attempt(device, &what, contender(prepared, device, Some(ceilings)))
 }
 
 fn write(folder: &Folder, report: &Report, groups: &[Group]) -> Result<()> {

@@ -62,6 +62,11 @@ impl Samples {
         quantile(&self.0, 0.5)
     }
 
+    /// The fastest sample in nanoseconds.
+    pub fn least(&self) -> f64 {
+        self.0.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
     /// Mean in nanoseconds.
     pub fn mean(&self) -> f64 {
         self.0.iter().sum::<f64>() / self.0.len() as f64

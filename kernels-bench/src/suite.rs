@@ -121,7 +121,8 @@ fn sweep(all: &mut Vec<Case>, scale: &Scale) {
 fn ring_gemms(scale: &Scale) -> impl Iterator<Item = Case> {
     let full = scale.words > 1 << 15;
     let (rows, inner, cols) = if full { (128, 768, 768) } else { (16, 96, 64) };
-    let kernels = [(32, RingOperand::Small), (32, RingOperand::Ring), (64, RingOperand::Small), (64, RingOperand::Ring)];
+    let kernels =
+        [(32, RingOperand::Small), (32, RingOperand::Ring), (64, RingOperand::Small), (64, RingOperand::Ring)];
     kernels.into_iter().map(move |(bits, operand)| Case {
         kernel: Kernel::RingGemm { bits, rows, inner, cols, operand },
         // The ring of polynomials plays no part.
@@ -137,9 +138,13 @@ pub fn bar_cases(quick: bool) -> Vec<Case> {
     let transform = |kernel| Case { kernel, n: SWEEP, bits: BITS, limbs: 6, batch: 16 };
     let gemm = match quick {
         // Too small for the last tenth of either speed.
-        true => Case { kernel: Kernel::ModularGemm { inputs: 256, outputs: 256 }, n: 4096, bits: 27, limbs: 2, batch: 2 },
+        true => {
+            Case { kernel: Kernel::ModularGemm { inputs: 128, outputs: 128 }, n: 4096, bits: 27, limbs: 2, batch: 2 }
+        }
         // Batch-column form at N = 4096 with 4 limbs: 768 x 768 x 32768.
-        false => Case { kernel: Kernel::ModularGemm { inputs: 768, outputs: 768 }, n: 4096, bits: 27, limbs: 4, batch: 2 },
+        false => {
+            Case { kernel: Kernel::ModularGemm { inputs: 768, outputs: 768 }, n: 4096, bits: 27, limbs: 4, batch: 2 }
+        }
     };
     vec![transform(Kernel::NttForward), transform(Kernel::NttInverse), gemm]
 }

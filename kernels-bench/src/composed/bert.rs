@@ -38,11 +38,13 @@ pub fn run(bench: &Bench, done: &mut impl FnMut(Group) -> Result<()>) -> Result<
     let threads = bench.devices.main.iter().map(|device| device.label().threads).max().unwrap_or(1);
     let client = Client::new(64)?;
     let mut group = Group::new();
-    for (device, ceilings) in bench.devices(|d| d.is_real_gpu() || (d.as_gpu().is_none() && d.label().threads == threads))
+    for (device, ceilings) in
+        bench.devices(|d| d.is_real_gpu() || (d.as_gpu().is_none() && d.label().threads == threads))
     {
         let layers = if device.is_real_gpu() && !bench.arguments.quick { LAYERS } else { 1 };
         let products = if bench.arguments.quick { &LAYER[..1] } else { &LAYER[..] };
-        group.push(measure(&client, device, ceilings, layers, products)?);
+        let result = measure(&client, device, ceilings, layers, products);
+        group.extend(bench.attempt(device, BERT, result)?);
     }
     done(group)
 }

@@ -6,9 +6,7 @@ use heliostat::{
     arith::{ShareModulus, sample, sample::SecureRng},
     engine::cpu::CpuBackend,
     he::{BfvContext, HeClient, HeServer, MATMUL_8192, ParameterSet, Response},
-    packing::{
-        ClientMatrix, CoefficientPacking, CostWeights, EncryptedMatrix, MatmulSpec, OperandBound, Packing,
-    },
+    packing::{ClientMatrix, CoefficientPacking, CostWeights, EncryptedMatrix, MatmulSpec, OperandBound, Packing},
 };
 use rayon::prelude::*;
 
@@ -41,21 +39,16 @@ pub fn run(bench: &Bench, done: &mut impl FnMut(Group) -> Result<()>) -> Result<
         for (device, ceilings) in bench.devices(fits) {
             let server = client.server(device)?;
             let mut rng = SecureRng::from_os()?;
-            let (response, mask) = device.install(|| product.multiply(&server, &weights, &mut rng))?;
+            let result = device.install(|| product.multiply(&server, &weights, &mut rng));
+            let Some((response, mask)) = bench.attempt(device, MATMUL, result)? else { continue };
             let verified = product.is_right(&client, &response, &mask, &expected)?;
             let (product, weights) = (&product, &weights);
             let operation: Operation = Box::new(move |repeats| {
                 // The response is in host memory when the product returns: there is nothing left to wait for.
-                device.install(|| {
-                    (0..repeats).try_for_each(|_| product.multiply(&server, weights, &mut rng).map(drop))
-                })
+                device.install(|| (0..repeats).try_for_each(|_| product.multiply(&server, weights, &mut rng).map(drop)))
             });
-            contenders.push(Contender {
-                label: device.label().clone(),
-                verified,
-                ceilings: Some(ceilings),
-                operation,
-            });
+            let (label, ceilings) = (device.label().clone(), Some(ceilings));
+            contenders.push(Contender { label, verified, ceilings, operation, again: None });
         }
         group(&product.work(), bench.effort.heavy(), contenders)
     };
@@ -115,7 +108,8 @@ impl Product {
         let (n, limbs, counts) = (params.n(), params.limbs(), packing.counts());
         let ciphertext = 2 * limbs * n;
         let moved = (counts.ciphertexts_up + counts.ciphertexts_down) as usize * ciphertext + inner * cols / 2;
-        let multiplies = cost::transforms(n, counts.server_ntts as usize) + (counts.products as usize * ciphertext) as f64;
+        let multiplies =
+            cost::transforms(n, counts.server_ntts as usize) + (counts.products as usize * ciphertext) as f64;
         Ok(Self { packing, operand, x, cost: Cost { bytes: 4.0 * moved as f64, multiplies } })
     }
 

@@ -6,16 +6,18 @@ mod layer;
 mod rlwe;
 mod single;
 
+use std::cell::RefCell;
+
 pub use self::{
     bert::{LAYERS, whole_model},
     single::{BAR_DIMENSION, CLOCK},
 };
 use crate::{
-    Result,
+    Error, Result,
     args::Arguments,
     ceilings::Ceilings,
     devices::{Device, Devices},
-    measure::Group,
+    measure::{Group, excuse},
     stats::Effort,
 };
 
@@ -44,9 +46,31 @@ pub struct Bench<'a> {
     pub ceilings: &'a [Ceilings],
     /// How long.
     pub effort: Effort,
+    /// What was left out, and why.
+    pub not_run: RefCell<Vec<String>>,
 }
 
 impl Bench<'_> {
+    /// What a device made of a piece of work; notes it down if the device cannot do it at all.
+    ///
+    /// # Errors
+    /// Every other error.
+    pub fn attempt<T>(&self, device: &Device, what: &str, result: Result<T>) -> Result<Option<T>> {
+        let refuse = |error: Error| match excuse(&error) {
+            Some(reason) if device.as_gpu().is_some() => {
+                let label = device.label();
+                let note = format!("{what} on {}, {}: {reason}", label.backend, label.form);
+                let mut notes = self.not_run.borrow_mut();
+                if !notes.contains(&note) {
+                    notes.push(note);
+                }
+                Ok(None)
+            }
+            _ => Err(error),
+        };
+        result.map_or_else(refuse, |value| Ok(Some(value)))
+    }
+
     /// The main devices with their limits, those that `fits` lets through.
     fn devices(&self, fits: impl Fn(&Device) -> bool) -> impl Iterator<Item = (&Device, &Ceilings)> {
         self.devices.main.iter().zip(self.ceilings).filter(move |(device, _)| fits(device))

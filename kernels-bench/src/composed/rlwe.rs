@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use heliostat::{
-    arith::primes::ntt_primes,
-    engine::RnsRing,
-};
+use heliostat::{arith::primes::ntt_primes, engine::RnsRing};
 
 use crate::{Result, operands::Random, reference::Transforms};
 
@@ -31,7 +28,7 @@ impl Rlwe {
         let ring = Arc::new(RnsRing::new(n, &ntt_primes(30, n, limbs + 1).ok_or("there are no such primes")?)?);
         let transforms = Transforms::new(&ring, limbs + 1)?;
         let mut random = Random(n as u64 + 7);
-        let secret = (0..n).map(|_| (random.next() % 3) as i64 - 1).collect();
+        let secret = (0..n).map(|_| (random.word() % 3) as i64 - 1).collect();
         Ok(Self { ring, transforms, random, secret })
     }
 
@@ -49,7 +46,7 @@ impl Rlwe {
     pub fn uniform(&mut self, polys: usize, limbs: usize) -> Vec<u32> {
         let rows = (0..polys).flat_map(|_| &self.ring.moduli()[..limbs]);
         let residues = rows.flat_map(|m| (0..self.ring.n()).map(move |_| m));
-        residues.map(|m| m.reduce(self.random.next() >> 1)).collect()
+        residues.map(|m| m.reduce(self.random.word() >> 1)).collect()
     }
 
     /// Residues of a polynomial of small integers modulo the first `limbs` limbs, NTT domain.
@@ -122,7 +119,7 @@ impl Rlwe {
         let mut key = Vec::with_capacity(limbs * 2 * (limbs + 1) * n);
         for digit in 0..limbs {
             let a = self.uniform(1, limbs + 1);
-            let error: Vec<i64> = (0..n).map(|_| (self.random.next() % 7) as i64 - 3).collect();
+            let error: Vec<i64> = (0..n).map(|_| (self.random.word() % 7) as i64 - 3).collect();
             let mut b = self.zip(&self.small(&error, limbs + 1), &self.times(&a, &secret), |p, e, x| (e + p - x) % p);
             // The digit's limb carries the special prime times the turned secret; it is 0 modulo the others.
             let p = u64::from(self.ring.moduli()[digit].value());

@@ -66,9 +66,8 @@ pub fn product(bench: &Bench, n: usize) -> Result<Group> {
     let work = Work { kernel: PRODUCT, n, limbs: LIMBS, batch: 1, size: None, cost: cost::of(&case) };
 
     let (rlwe, expected) = (&rlwe, &expected);
-    let multiply = |backend: &dyn Backend, x: &[heliostat::engine::Buffer]| {
-        backend.matmul_plain(rlwe.ring(), &x[0], &x[1], shape)
-    };
+    let multiply =
+        |backend: &dyn Backend, x: &[heliostat::engine::Buffer]| backend.matmul_plain(rlwe.ring(), &x[0], &x[1], shape);
     let verify = move |ct: &[u32]| rlwe.phase(ct) == *expected;
     measure(bench, &work, &[&ct, &plain], multiply, verify, rlwe)
 }
@@ -86,11 +85,15 @@ fn measure(
     let mut contenders = Vec::new();
     for (device, ceilings) in bench.devices(super::in_hardware) {
         let backend = device.backend();
-        let x = inputs.iter().map(|words| backend.upload(words)).collect::<Result<Vec<_>, _>>()?;
-        let out = device.install(|| Ok(backend.download(&run(backend, &x)?)?))?;
+        let once = || -> Result<_> {
+            let x = inputs.iter().map(|words| backend.upload(words)).collect::<Result<Vec<_>, _>>()?;
+            let out = backend.download(&run(backend, &x)?)?;
+            Ok((x, out))
+        };
+        let Some((x, out)) = bench.attempt(device, work.kernel, device.install(once))? else { continue };
         let operation: Operation = Box::new(move |repeats| repeat(device, run, &x, repeats));
         let (label, ceilings) = (device.label().clone(), Some(ceilings));
-        contenders.push(Contender { label, verified: verify(&out), ceilings, operation });
+        contenders.push(Contender { label, verified: verify(&out), ceilings, operation, again: None });
     }
     contenders.push(clock(rlwe)?);
     group(work, bench.effort.careful(), contenders)
@@ -124,7 +127,7 @@ fn clock(rlwe: &Rlwe) -> Result<Contender<'static>> {
         (0..repeats).for_each(|_| plan.fwd(std::hint::black_box(&mut x)));
         Ok(())
     });
-    Ok(Contender { label: Label::library(CLOCK, 1), verified, ceilings: None, operation })
+    Ok(Contender { label: Label::library(CLOCK, 1), verified, ceilings: None, operation, again: None })
 }
 
 /// `f(X^g)` of residues `[limbs][N]`, coefficient domain.

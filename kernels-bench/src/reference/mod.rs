@@ -45,16 +45,15 @@ pub fn expected(case: &Case, ring: &Arc<RnsRing>, operands: &mut Operands) -> Re
             Expected::all(pointwise::zip(ring, limbs, &x[0], &product, |p, a, b| (a + b) % p))
         }
         Kernel::MulScalar => {
-            let scalars: Vec<u32> = x[0].chunks(case.n).enumerate().map(|(row, _)| operands.scalars[row % limbs]).collect();
+            let scalars: Vec<u32> =
+                x[0].chunks(case.n).enumerate().map(|(row, _)| operands.scalars[row % limbs]).collect();
             let scalars: Vec<u32> = scalars.into_iter().flat_map(|s| std::iter::repeat_n(s, case.n)).collect();
             Expected::all(pointwise::zip(ring, limbs, &x[0], &scalars, |p, a, b| a * b % p))
         }
         Kernel::MatmulPlain { inputs, outputs } => {
             products::matmul_plain(ring, &x[0], &x[1], case.matmul(inputs, outputs))
         }
-        Kernel::Expand { .. } => {
-            Expected::all(pointwise::expand(ring, limbs, &operands.values, &operands.positions))
-        }
+        Kernel::Expand { .. } => Expected::all(pointwise::expand(ring, limbs, &operands.values, &operands.positions)),
         Kernel::PackStep => Expected::all(pointwise::pack_step(ring, limbs, &x[0], 2)),
         Kernel::Automorphism => Expected::all(pointwise::automorphism(ring, limbs, &x[0])),
         Kernel::AutomorphismNtt => {

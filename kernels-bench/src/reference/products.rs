@@ -51,7 +51,8 @@ pub fn modular_gemm(
     let blocks = sample(outputs, SAMPLES).into_iter().flat_map(|o| {
         sample(columns, SAMPLES).into_iter().map(move |column| {
             let p = i128::from(ring.moduli()[column / ring.n() % limbs].value());
-            let terms = (0..inputs).map(|i| i128::from(small(weights, o * inputs + i)) * i128::from(x[i * columns + column]));
+            let terms =
+                (0..inputs).map(|i| i128::from(small(weights, o * inputs + i)) * i128::from(x[i * columns + column]));
             (o * columns + column, vec![terms.sum::<i128>().rem_euclid(p) as u32])
         })
     });
@@ -79,9 +80,8 @@ pub fn ring_gemm(
     let positions = sample(batch * rows * cols, SAMPLES * SAMPLES).into_iter();
     let blocks = positions.map(|at| {
         let (k, row, col) = (at / (rows * cols), at / cols % rows, at % cols);
-        let term = |i: usize| {
-            element(a, (k * rows + row) * inner + i).wrapping_mul(right((k * inner + i) * cols + col))
-        };
+        let term =
+            |i: usize| element(a, (k * rows + row) * inner + i).wrapping_mul(right((k * inner + i) * cols + col));
         let sum = (0..inner).fold(0i128, |sum, i| sum.wrapping_add(term(i))) as u64;
         let value = if bits == 64 { sum } else { sum & ((1 << bits) - 1) };
         (at * words, if words == 1 { vec![value as u32] } else { vec![value as u32, (value >> 32) as u32] })

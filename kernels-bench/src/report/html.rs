@@ -79,6 +79,11 @@ fn head(out: &mut String, report: &Report) {
         _ = writeln!(out, "<dt>{name}</dt><dd>{}</dd>", escape(value));
     }
     out.push_str("</dl>\n");
+    if !machine.not_run.is_empty() {
+        _ = writeln!(out, "<details><summary>{} not run on some device</summary><ul>", machine.not_run.len());
+        machine.not_run.iter().for_each(|note| _ = writeln!(out, "<li>{}</li>", escape(note)));
+        out.push_str("</ul></details>\n");
+    }
 }
 
 fn table(out: &mut String, heads: &[(&str, bool)], body: impl FnOnce(&mut String)) {

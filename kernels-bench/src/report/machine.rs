@@ -17,6 +17,9 @@ pub struct Machine {
     pub os: String,
     /// Adapter that was measured, or why none was.
     pub gpu: String,
+    /// What was left out on some device, and why.
+    #[serde(default)]
+    pub not_run: Vec<String>,
     /// `release` or `dev`.
     pub profile: String,
     /// Load average over one minute at the start: above 0, the machine was not idle.
@@ -33,6 +36,7 @@ impl Machine {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             os: std::env::consts::OS.into(),
             gpu,
+            not_run: Vec::new(),
             profile: if cfg!(debug_assertions) { "dev" } else { "release" }.into(),
             load: fs::read_to_string("/proc/loadavg").map(first_word).unwrap_or_default(),
         }

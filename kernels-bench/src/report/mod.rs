@@ -96,6 +96,7 @@ impl Report {
     /// One sentence that names the file.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-        Ok(serde_json::from_slice(&bytes).map_err(|e| format!("{} is no report of this harness: {e}", path.display()))?)
+        Ok(serde_json::from_slice(&bytes)
+            .map_err(|e| format!("{} is no report of this harness: {e}", path.display()))?)
     }
 }

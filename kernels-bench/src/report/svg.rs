@@ -49,7 +49,7 @@ pub fn style() -> String {
             pick(("#ffffff", "#15191e")),
         );
         let mut css = format!(
-            ".t{{fill:{ink}}}.m{{fill:{muted}}}.grid{{stroke:{grid}}}.axis{{stroke:{muted}}}.paper{{fill:{paper}}}\
+            ".t{{fill:{ink}}}.m,.h{{fill:{muted}}}.grid{{stroke:{grid}}}.axis{{stroke:{muted}}}.paper{{fill:{paper}}}\
              .halo{{stroke:{paper}}}"
         );
         for (i, series) in SERIES.into_iter().enumerate() {
@@ -60,7 +60,7 @@ pub fn style() -> String {
         css
     };
     format!(
-        "text{{font:12px system-ui,-apple-system,'Segoe UI',sans-serif}}.h{{font-size:14px;font-weight:600}}\
+        "text{{font:12px system-ui,-apple-system,'Segoe UI',sans-serif}}.h{{font-weight:700}}\
          .l{{fill:none;stroke-width:2}}.dash{{stroke-dasharray:5 4}}.grid,.axis{{stroke-width:1;fill:none}}\
          .mark{{stroke-width:1}}.in{{font-size:10px;font-weight:600;text-anchor:middle}}.inside{{fill:#fff}}{}\
          @media (prefers-color-scheme:dark){{{}.inside{{fill:#000}}}}",
@@ -117,7 +117,7 @@ impl Svg {
                 format!("<polygon class=\"mark halo f{}\" points=\"{}\">", series % COLOURS, points.join(" "))
             }
         };
-        let closing = if series % 4 == 0 { "circle" } else { "polygon" };
+        let closing = if series.is_multiple_of(4) { "circle" } else { "polygon" };
         self.push(&format!("{path}<title>{}</title></{closing}>", escape(hint)));
     }
 

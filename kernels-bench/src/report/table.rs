@@ -60,9 +60,11 @@ pub fn ceilings(all: &[Ceilings]) -> String {
     );
     let giga = |rate: Option<f64>| rate.map_or("-".into(), |rate| format!("{:.1}", rate / 1e9));
     for c in all {
-        let cache = c.copy.iter().map(|rate| rate.bytes_per_second).fold(None, |best: Option<f64>, rate| {
-            Some(best.map_or(rate, |best| best.max(rate)))
-        });
+        let cache = c
+            .copy
+            .iter()
+            .map(|rate| rate.bytes_per_second)
+            .fold(None, |best: Option<f64>, rate| Some(best.map_or(rate, |best| best.max(rate))));
         _ = writeln!(
             out,
             "| {} | {} | {} | {} | {} | {:.1} | {:.1} | {} | {} |",

@@ -56,7 +56,7 @@ impl Matrices {
             });
             Ok(())
         });
-        Ok(Contender { label: Label::library("gemm f64", threads), verified, ceilings: None, operation })
+        Ok(Contender { label: Label::library("gemm f64", threads), verified, ceilings: None, operation, again: None })
     }
 
     fn is_product(&self, out: &[f64]) -> bool {

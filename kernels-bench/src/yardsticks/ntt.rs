@@ -70,5 +70,5 @@ fn contender<'a>(prepared: &'a Prepared, name: &str, transform: Transform<'a>) -
         (0..repeats).for_each(|_| batch(black_box(&mut out)));
         Ok(())
     });
-    Contender { label: Label::library(name, 1), verified, ceilings: None, operation }
+    Contender { label: Label::library(name, 1), verified, ceilings: None, operation, again: None }
 }

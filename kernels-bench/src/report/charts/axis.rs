@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn numbers_have_prefixes() {
-        let cases = [(20e3, "20 k"), (1.5e9, "1.5 G"), (0.2, "0.2"), (0.01, "0.01"), (5e-6, "5 u"), (1.0, "1"), (999.0, "999")];
+        let cases =
+            [(20e3, "20 k"), (1.5e9, "1.5 G"), (0.2, "0.2"), (0.01, "0.01"), (5e-6, "5 u"), (1.0, "1"), (999.0, "999")];
         for (value, text) in cases {
             assert_eq!(si(value), text);
         }

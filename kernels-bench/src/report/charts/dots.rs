@@ -31,7 +31,8 @@ pub fn ratio(results: &[Row]) -> Option<Picture> {
     for kernel in distinct(results.iter().map(|row| &row.kernel)) {
         let mut marks = Vec::new();
         for gpu in results.iter().filter(is_gpu).filter(|row| row.kernel == *kernel) {
-            let same = |row: &&Row| (row.n, row.limbs, row.batch, &row.size) == (gpu.n, gpu.limbs, gpu.batch, &gpu.size);
+            let same =
+                |row: &&Row| (row.n, row.limbs, row.batch, &row.size) == (gpu.n, gpu.limbs, gpu.batch, &gpu.size);
             let rows = results.iter().filter(|row| row.kernel == *kernel).filter(same);
             let Some(cpu) = cpu_reference(rows) else { continue };
             let (series, value) = (dimensions.iter().position(|n| *n == gpu.n)?, cpu.median_ns / gpu.median_ns);
@@ -44,7 +45,8 @@ pub fn ratio(results: &[Row]) -> Option<Picture> {
             lines.push(Line { name: kernel.clone(), marks });
         }
     }
-    let names: Vec<_> = dimensions.iter().map(|n| if *n == 0 { "no ring".into() } else { format!("N = {n}") }).collect();
+    let names: Vec<_> =
+        dimensions.iter().map(|n| if *n == 0 { "no ring".into() } else { format!("N = {n}") }).collect();
     let what = if software { "software adapter" } else { "GPU" };
     let svg = chart(&lines, &names, &format!("speed of the {what} over the CPU on all threads"), Some(1.0), si)?;
     Some(Picture {
@@ -68,7 +70,8 @@ pub fn fraction(results: &[Row]) -> Option<Picture> {
         let mut marks = Vec::new();
         for (series, place) in places.iter().enumerate() {
             let best = rows().filter(|row| row.n == largest && row.place() == *place);
-            let best = best.max_by(|a, b| a.limit_fraction.partial_cmp(&b.limit_fraction).unwrap_or(std::cmp::Ordering::Equal));
+            let best = best
+                .max_by(|a, b| a.limit_fraction.partial_cmp(&b.limit_fraction).unwrap_or(std::cmp::Ordering::Equal));
             if let Some((row, value)) = best.and_then(|row| Some((row, row.limit_fraction?))) {
                 let hint = format!("{kernel}, N = {}, {place}: {:.1} %", row.n, 100.0 * value);
                 marks.push((series, 100.0 * value, hint));
@@ -81,9 +84,10 @@ pub fn fraction(results: &[Row]) -> Option<Picture> {
     Some(Picture {
         name: "limit",
         title: "Fraction of the machine's limit".into(),
-        caption: "The limit is the slower of moving the operands once at the measured copy bandwidth and doing the 32-bit \
+        caption:
+            "The limit is the slower of moving the operands once at the measured copy bandwidth and doing the 32-bit \
                   multiplies at the measured rate. Each kernel at its largest N."
-            .into(),
+                .into(),
         svg,
     })
 }

@@ -127,9 +127,8 @@ fn place(svg: &mut Svg, points: &[Point], x: LogScale, y: LogScale) {
             })
         });
         let (left, top, right, bottom) = AREA;
-        let inside = |at: &(f64, f64)| {
-            at.0 > left + 8.0 && at.0 < right - 8.0 && at.1 > top + 8.0 && at.1 < bottom - 8.0
-        };
+        let inside =
+            |at: &(f64, f64)| at.0 > left + 8.0 && at.0 < right - 8.0 && at.1 > top + 8.0 && at.1 < bottom - 8.0;
         let at = around.clone().filter(inside).find(|&at| free(at)).unwrap_or((px, py));
         if at != (px, py) {
             svg.line(&format!("l s{}", point.series % COLOURS), (px, py), at);
@@ -162,7 +161,8 @@ fn key(svg: &mut Svg, devices: &[&Ceilings], kernels: &[&str], top: f64) -> f64 
     for (k, (kernel, letter)) in kernels.iter().zip(('a'..='z').chain('A'..='Z')).enumerate() {
         let (column, line) = (k % columns, k / columns);
         let at = (24.0 + column as f64 * (WIDTH - 40.0) / columns as f64, y + line as f64 * 20.0);
-        svg.text("t", at, Anchor::Start, &format!("{letter}  {kernel}"));
+        svg.text("h", at, Anchor::Middle, &letter.to_string());
+        svg.text("t", (at.0 + 12.0, at.1), Anchor::Start, kernel);
     }
     y + kernels.len().div_ceil(columns) as f64 * 20.0
 }
