@@ -8,21 +8,33 @@
 //   *_block   the last LOG_BLOCK stages, one workgroup a block, exchanging values through workgroup memory;
 //   *_stream  STREAM_BITS stages from stage STREAM_STAGE on, without workgroup memory.
 // Constants: LOG_N; LOG_BLOCK >= 4 (block); STREAM_STAGE, STREAM_BITS <= 4 (stream).
-// Flags: BLOCK or STREAM; INVERSE; IN_PLACE: `result` is the input too; DIGITS (forward): row r is row r / limbs of the
-// input, an integer below 2^30 that is reduced modulo limb r % limbs on the way in: the digits of a key switch.
+// Flags: BLOCK or STREAM; INVERSE; IN_PLACE: `result` is the input too; DIGITS (forward): the digits of a key switch, made
+// from the limbs of the input on the way in, of DIGIT_LIMBS limbs each.
 //
-// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`.
+// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`; with DIGITS, `KeySwitch::decompose_row`.
 
 struct Params {
     // Rows of N words in the result.
     rows: u32,
+    // Rows of a polynomial; row r of one is modulo limb r, `skip` limbs further from row `data` on.
     limbs: u32,
+    data: u32,
+    skip: u32,
+#ifdef DIGITS
+    // The result is [polys][digits][limbs][N], with digits from `first_digit` on.
+    digits: u32,
+    first_digit: u32,
+    // Polynomial k of the input begins at row source_stride k + source_first of x.
+    source_stride: u32,
+    source_first: u32,
+#endif
     grid_x: u32,
 }
 
 #include "lib/params.wgsl"
 #include "lib/grid.wgsl"
 #include "lib/modular.wgsl"
+#include "lib/rows.wgsl"
 
 @group(0) @binding(1) var<storage, read> limbs: array<Limb>;
 // [limb][N] of (twiddle, Shoup companion). Inverse: entry 0 is 1/N and entry 1 has 1/N multiplied in.
@@ -191,6 +203,8 @@ fn forward_stages(v: ptr<function, Values>, table: u32, node: u32, first: u32, l
 
 #endif
 
+#include "lib/ntt_load.wgsl"
+
 #ifdef BLOCK
 
 const BLOCK_WORDS: u32 = 1u << LOG_BLOCK;
@@ -265,7 +279,7 @@ fn repartition(v: ptr<function, Values>, t: u32, from_stage: u32, to_stage: u32)
 #ifdef INVERSE
 
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
-@group(0) @binding(4) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read> quads: array<vec4<u32>>;
 
 @compute @workgroup_size(THREADS)
 fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -274,17 +288,17 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         return;
     }
     let block = index & ((1u << LOG_BLOCKS) - 1u);
-    let limb = (index >> LOG_BLOCKS) % params.limbs;
+    let limb = limb_of_row((index >> LOG_BLOCKS) % params.limbs);
     let p = limbs[limb].p;
     let table = limb << LOG_N;
     let offset = index << LOG_BLOCK;
 
     var v: Values;
     let quad = (offset >> 2u) + 4u * t;
-    let x0 = x[quad + 0u];
-    let x1 = x[quad + 1u];
-    let x2 = x[quad + 2u];
-    let x3 = x[quad + 3u];
+    let x0 = quads[quad + 0u];
+    let x1 = quads[quad + 1u];
+    let x2 = quads[quad + 2u];
+    let x3 = quads[quad + 3u];
     v[0] = x0.x;
     v[1] = x0.y;
     v[2] = x0.z;
@@ -333,19 +347,13 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
 @group(0) @binding(3) var<storage, read_write> result: array<vec4<u32>>;
 
 #ifdef IN_PLACE
-fn load(row: u32, word: u32, m: Limb) -> u32 {
-    let i = (row << LOG_N) + word;
-    return result[i >> 2u][i & 3u];
+fn source_of(row: u32) -> u32 {
+    return row << LOG_N;
 }
-#else
-@group(0) @binding(4) var<storage, read> x: array<u32>;
 
-fn load(row: u32, word: u32, m: Limb) -> u32 {
-#ifdef DIGITS
-    return reduce_word_lazy(x[((row / params.limbs) << LOG_N) + word], m);
-#else
-    return x[(row << LOG_N) + word];
-#endif
+fn load(source: u32, word: u32, m: Limb) -> u32 {
+    let i = source + word;
+    return result[i >> 2u][i & 3u];
 }
 #endif
 
@@ -357,30 +365,31 @@ fn forward_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     }
     let block = index & ((1u << LOG_BLOCKS) - 1u);
     let row = index >> LOG_BLOCKS;
-    let limb = row % params.limbs;
+    let limb = limb_of_row(row % params.limbs);
     let m = limbs[limb];
     let p = m.p;
     let table = limb << LOG_N;
     let offset = index << LOG_BLOCK;
 
     var v: Values;
+    let source = source_of(row);
     let word = (block << LOG_BLOCK) + t;
-    v[0] = load(row, word + (0u << LOG_THREADS), m);
-    v[1] = load(row, word + (1u << LOG_THREADS), m);
-    v[2] = load(row, word + (2u << LOG_THREADS), m);
-    v[3] = load(row, word + (3u << LOG_THREADS), m);
-    v[4] = load(row, word + (4u << LOG_THREADS), m);
-    v[5] = load(row, word + (5u << LOG_THREADS), m);
-    v[6] = load(row, word + (6u << LOG_THREADS), m);
-    v[7] = load(row, word + (7u << LOG_THREADS), m);
-    v[8] = load(row, word + (8u << LOG_THREADS), m);
-    v[9] = load(row, word + (9u << LOG_THREADS), m);
-    v[10] = load(row, word + (10u << LOG_THREADS), m);
-    v[11] = load(row, word + (11u << LOG_THREADS), m);
-    v[12] = load(row, word + (12u << LOG_THREADS), m);
-    v[13] = load(row, word + (13u << LOG_THREADS), m);
-    v[14] = load(row, word + (14u << LOG_THREADS), m);
-    v[15] = load(row, word + (15u << LOG_THREADS), m);
+    v[0] = load(source, word + (0u << LOG_THREADS), m);
+    v[1] = load(source, word + (1u << LOG_THREADS), m);
+    v[2] = load(source, word + (2u << LOG_THREADS), m);
+    v[3] = load(source, word + (3u << LOG_THREADS), m);
+    v[4] = load(source, word + (4u << LOG_THREADS), m);
+    v[5] = load(source, word + (5u << LOG_THREADS), m);
+    v[6] = load(source, word + (6u << LOG_THREADS), m);
+    v[7] = load(source, word + (7u << LOG_THREADS), m);
+    v[8] = load(source, word + (8u << LOG_THREADS), m);
+    v[9] = load(source, word + (9u << LOG_THREADS), m);
+    v[10] = load(source, word + (10u << LOG_THREADS), m);
+    v[11] = load(source, word + (11u << LOG_THREADS), m);
+    v[12] = load(source, word + (12u << LOG_THREADS), m);
+    v[13] = load(source, word + (13u << LOG_THREADS), m);
+    v[14] = load(source, word + (14u << LOG_THREADS), m);
+    v[15] = load(source, word + (15u << LOG_THREADS), m);
     forward_stages(&v, table, pass_node(block, t, 0u), 0u, 4u, p);
     for (var pass_index = 1u; pass_index < FULL_PASSES; pass_index++) {
         repartition(&v, t, 4u * pass_index - 4u, 4u * pass_index);
@@ -406,18 +415,12 @@ fn forward_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
 
 #ifdef IN_PLACE
-fn load(row: u32, word: u32, m: Limb) -> u32 {
-    return result[(row << LOG_N) + word];
+fn source_of(row: u32) -> u32 {
+    return row << LOG_N;
 }
-#else
-@group(0) @binding(4) var<storage, read> x: array<u32>;
 
-fn load(row: u32, word: u32, m: Limb) -> u32 {
-#ifdef DIGITS
-    return reduce_word_lazy(x[((row / params.limbs) << LOG_N) + word], m);
-#else
-    return x[(row << LOG_N) + word];
-#endif
+fn load(source: u32, word: u32, m: Limb) -> u32 {
+    return result[source + word];
 }
 #endif
 
@@ -452,36 +455,37 @@ fn forward_stream(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_in
     let block = column >> low;
     let word = (block << (low + STREAM_BITS)) | (column & ((1u << low) - 1u));
     let node = (1u << STREAM_STAGE) + block;
-    let limb = row % params.limbs;
+    let limb = limb_of_row(row % params.limbs);
     let m = limbs[limb];
     let p = m.p;
     let table = limb << LOG_N;
     let offset = (row << LOG_N) + word;
 
     var v: Values;
-    v[0] = load(row, word + ((0u >> UNUSED_BITS) << low), m);
+    let source = source_of(row);
+    v[0] = load(source, word + ((0u >> UNUSED_BITS) << low), m);
     if (STREAM_BITS >= 1u) {
-        v[8] = load(row, word + ((8u >> UNUSED_BITS) << low), m);
+        v[8] = load(source, word + ((8u >> UNUSED_BITS) << low), m);
     }
     if (STREAM_BITS >= 2u) {
-        v[4] = load(row, word + ((4u >> UNUSED_BITS) << low), m);
-        v[12] = load(row, word + ((12u >> UNUSED_BITS) << low), m);
+        v[4] = load(source, word + ((4u >> UNUSED_BITS) << low), m);
+        v[12] = load(source, word + ((12u >> UNUSED_BITS) << low), m);
     }
     if (STREAM_BITS >= 3u) {
-        v[2] = load(row, word + ((2u >> UNUSED_BITS) << low), m);
-        v[6] = load(row, word + ((6u >> UNUSED_BITS) << low), m);
-        v[10] = load(row, word + ((10u >> UNUSED_BITS) << low), m);
-        v[14] = load(row, word + ((14u >> UNUSED_BITS) << low), m);
+        v[2] = load(source, word + ((2u >> UNUSED_BITS) << low), m);
+        v[6] = load(source, word + ((6u >> UNUSED_BITS) << low), m);
+        v[10] = load(source, word + ((10u >> UNUSED_BITS) << low), m);
+        v[14] = load(source, word + ((14u >> UNUSED_BITS) << low), m);
     }
     if (STREAM_BITS >= 4u) {
-        v[1] = load(row, word + ((1u >> UNUSED_BITS) << low), m);
-        v[3] = load(row, word + ((3u >> UNUSED_BITS) << low), m);
-        v[5] = load(row, word + ((5u >> UNUSED_BITS) << low), m);
-        v[7] = load(row, word + ((7u >> UNUSED_BITS) << low), m);
-        v[9] = load(row, word + ((9u >> UNUSED_BITS) << low), m);
-        v[11] = load(row, word + ((11u >> UNUSED_BITS) << low), m);
-        v[13] = load(row, word + ((13u >> UNUSED_BITS) << low), m);
-        v[15] = load(row, word + ((15u >> UNUSED_BITS) << low), m);
+        v[1] = load(source, word + ((1u >> UNUSED_BITS) << low), m);
+        v[3] = load(source, word + ((3u >> UNUSED_BITS) << low), m);
+        v[5] = load(source, word + ((5u >> UNUSED_BITS) << low), m);
+        v[7] = load(source, word + ((7u >> UNUSED_BITS) << low), m);
+        v[9] = load(source, word + ((9u >> UNUSED_BITS) << low), m);
+        v[11] = load(source, word + ((11u >> UNUSED_BITS) << low), m);
+        v[13] = load(source, word + ((13u >> UNUSED_BITS) << low), m);
+        v[15] = load(source, word + ((15u >> UNUSED_BITS) << low), m);
     }
 #ifdef INVERSE
     inverse_stages(&v, table, node, 0u, STREAM_BITS, p);

@@ -1,6 +1,6 @@
 // Residue-wise operations on batches [poly][limb][coefficient], four words an invocation.
 //
-// CPU twins: `CpuBackend::{add, sub, mul, mul_scalar}`.
+// CPU twins: `CpuBackend::{add, sub, mul, mul_accumulate, mul_scalar}`.
 
 struct Params {
     // Number of 4-vectors in the batch.
@@ -21,6 +21,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> result: array<vec4<u32>>;
 // One (constant, Shoup companion) a limb.
 @group(0) @binding(5) var<storage, read> scalars: array<vec2<u32>>;
+@group(0) @binding(6) var<storage, read> acc: array<vec4<u32>>;
 
 fn limb_of(vector: u32) -> u32 {
     return (vector >> params.log_vectors) % params.limbs;
@@ -60,6 +61,24 @@ fn mul(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_in
     let x = a[i];
     let y = b[i];
     result[i] = vec4<u32>(mul_mod(x.x, y.x, m), mul_mod(x.y, y.y, m), mul_mod(x.z, y.z, m), mul_mod(x.w, y.w, m));
+}
+
+@compute @workgroup_size(256)
+fn mul_accumulate(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) local: u32) {
+    let i = item_index(workgroup, local);
+    if (i >= params.vectors) {
+        return;
+    }
+    let m = limbs[limb_of(i)];
+    let x = a[i];
+    let y = b[i];
+    let z = acc[i];
+    result[i] = vec4<u32>(
+        add_mod(z.x, mul_mod(x.x, y.x, m), m.p),
+        add_mod(z.y, mul_mod(x.y, y.y, m), m.p),
+        add_mod(z.z, mul_mod(x.z, y.z, m), m.p),
+        add_mod(z.w, mul_mod(x.w, y.w, m), m.p),
+    );
 }
 
 @compute @workgroup_size(256)

@@ -6,7 +6,7 @@
 mod device;
 #[path = "laws/oracle.rs"]
 mod oracle;
-#[path = "laws/suite.rs"]
+#[path = "laws/suite/mod.rs"]
 mod suite;
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use heliostat::{
 
 use crate::{
     oracle::Random,
-    suite::{laws, laws_in},
+    suite::{hybrid_laws, laws, laws_in},
 };
 
 fn open(options: &GpuOptions) -> GpuBackend {
@@ -66,6 +66,7 @@ fn laws_hold_with_split_products_unchecked() {
     let backend = open(&options(ProductForm::Split16, false));
     small_rings().iter().for_each(|ring| laws_in(&backend, ring));
     laws_in(&backend, &ring(1024, 30, 3));
+    hybrid_laws(&backend);
 }
 
 #[test]

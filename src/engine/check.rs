@@ -206,6 +206,9 @@ pub(crate) mod operand {
     /// Sources and items of `gather`.
     pub(crate) fn gather(sources: &[usize], item_words: usize, items: &[GatherItem]) -> Result<()> {
         let op = Op::Gather;
+        require(op, item_words.checked_mul(items.len()).is_some(), || {
+            format!("{} items of {item_words} words are more than there can be", items.len())
+        })?;
         items.iter().flatten().try_for_each(|&(source, index)| {
             let end = index.checked_add(1).and_then(|end| end.checked_mul(item_words));
             let inside = sources.get(source).zip(end).is_some_and(|(&words, end)| end <= words);

@@ -15,7 +15,7 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, KeySwitchShape, MatmulShape, Shape},
+    engine::{Buffer, KeySwitchShape, MatmulShape, Rotation, Shape},
 };
 
 /// What a server needs of one client: its public key and its switching keys, on the device.
@@ -23,7 +23,10 @@ pub struct HeServer {
     ctx: Arc<BfvContext>,
     /// `[2][limbs][N]`, NTT domain.
     public_key: Buffer,
-    galois: Vec<(usize, Buffer)>,
+    /// Galois elements, in the order of their keys.
+    elements: Vec<usize>,
+    /// `[elements][digits][2][limbs + 1][N]`, NTT domain.
+    galois_keys: Buffer,
 }
 
 impl HeServer {
@@ -31,14 +34,15 @@ impl HeServer {
     pub fn new(ctx: Arc<BfvContext>, public_key: &PublicKey, galois: Option<&GaloisKeys>) -> Result<Self> {
         let params = ctx.params();
         let public_key = ctx.backend().upload(&public_key.expand(params)?)?;
-        let keys = galois.map_or(&[][..], GaloisKeys::elements);
-        let mut expanded = Vec::with_capacity(keys.len());
-        for (index, &element) in keys.iter().enumerate() {
+        let elements = galois.map_or(&[][..], GaloisKeys::elements).to_vec();
+        let mut keys = Vec::new();
+        for index in 0..elements.len() {
             if let Some(galois) = galois {
-                expanded.push((element, ctx.backend().upload(&galois.expand(params, index)?)?));
+                keys.extend(galois.expand(params, index)?);
             }
         }
-        Ok(Self { galois: expanded, public_key, ctx })
+        let galois_keys = ctx.backend().upload(&keys)?;
+        Ok(Self { elements, galois_keys, public_key, ctx })
     }
 
     /// What both parties share.
@@ -86,16 +90,16 @@ impl HeServer {
             // Ciphertexts after this level.
             let half = outputs / h * packs;
             let element = n / block * h + 1;
-            let key = self.galois.iter().find(|(g, _)| *g == element).map(|(_, key)| key);
+            let key = self.elements.iter().position(|&g| g == element);
             let key = key.ok_or(HeError::MissingKey { element, block })?;
             let shape = Shape { polys: half * 2, limbs };
             let (sum, difference) = backend.pack_step(ring, &x, Shape { polys: half * 4, limbs }, block / h)?;
-            let rotated = backend.automorphism(ring, &difference, shape, element)?;
-            let (c0, c1) = self.split_parts(&rotated, limbs * n)?;
-            let switched = backend.key_switch(ring, &c1, KeySwitchShape::full(ring, half), key)?;
+            let rotations: Vec<_> = (0..half).map(|input| Rotation { input, element, key }).collect();
+            let shape_of_keys = KeySwitchShape::full(ring, half);
+            let rotated = backend.rotate(ring, &difference, shape_of_keys, &self.galois_keys, &rotations)?;
             ctx.count(|c| &c.key_switches, half);
             ctx.count(|c| &c.ntts, half * (limbs + 1) * (limbs + 2));
-            x = backend.add(ring, &backend.add(ring, &sum, &c0, shape)?, &switched, shape)?;
+            x = backend.add(ring, &sum, &rotated, shape)?;
             h *= 2;
         }
         Ok(x)
@@ -161,19 +165,6 @@ impl HeServer {
         let zero = ctx.ntt_inverse(&backend.matmul_plain(ring, &self.public_key, &u, one)?, shape)?;
         let x = backend.add(ring, packed, &zero, shape)?;
         Ok((backend.add(ring, &x, &backend.upload(&noise)?, shape)?, masks))
-    }
-
-    /// `(c0, 0)` of every ciphertext of `[count][2][poly]`, and `c1` alone.
-    fn split_parts(&self, x: &Buffer, poly: usize) -> Result<(Buffer, Buffer)> {
-        let backend = self.ctx.backend();
-        let mut words = backend.download(x)?;
-        let mut c1 = vec![0; words.len() / 2];
-        words.par_chunks_mut(2 * poly).zip(c1.par_chunks_mut(poly)).for_each(|(words, c1)| {
-            let tail = &mut words[poly..];
-            c1.copy_from_slice(tail);
-            tail.fill(0);
-        });
-        Ok((backend.upload(&words)?, backend.upload(&c1)?))
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod oracle;
+#[path = "suite/mod.rs"]
 mod suite;
 
 use heliostat::engine::cpu::{CpuBackend, NttLibrary};

@@ -85,9 +85,13 @@ pub fn shift(m: Modulus, f: &[u32], shift: usize) -> Vec<u32> {
     (0..n).map(|i| if i < shift { m.neg(f[n + i - shift]) } else { f[i - shift] }).collect()
 }
 
-/// The integer in `[0, q)` with the given residues, `q` the product of as many first moduli.
+/// The integer in `[0, q)` with the given residues, `q` the product of as many first moduli of the ring.
 pub fn reconstruct(ring: &RnsRing, residues: &[u32]) -> BigUint {
-    let moduli = &ring.moduli()[..residues.len()];
+    reconstruct_modulo(&ring.moduli()[..residues.len()], residues)
+}
+
+/// The integer in `[0, q)` with the given residues, `q` the product of `moduli`.
+pub fn reconstruct_modulo(moduli: &[Modulus], residues: &[u32]) -> BigUint {
     let q = product(moduli);
     let terms = moduli.iter().zip(residues).map(|(m, &r)| {
         let rest = &q / m.value();
@@ -95,6 +99,21 @@ pub fn reconstruct(ring: &RnsRing, residues: &[u32]) -> BigUint {
         rest * m.mul(r, inverse)
     });
     terms.sum::<BigUint>() % &q
+}
+
+/// What a base conversion from `moduli` makes of `residues`, as an integer: `sum_i y_i (Q/q_i) - v Q`, by the formula that
+/// [`heliostat::engine::Backend::base_convert`] states.
+pub fn converted(moduli: &[Modulus], residues: &[u32]) -> BigInt {
+    let q = BigInt::from(product(moduli));
+    let (mut sum, mut fractions) = (BigInt::ZERO, BigUint::from(1u64 << 31));
+    for (m, &x) in moduli.iter().zip(residues) {
+        let (p, bits) = (m.value(), 32 - m.value().leading_zeros());
+        let rest = &q / p;
+        let y = m.mul(x, m.inv(residue(*m, &rest)));
+        sum += rest * y;
+        fractions += (BigUint::from(y) * ((BigUint::from(1u8) << (bits + 31)) / p)) >> (bits - 1);
+    }
+    sum - BigInt::from(fractions >> 32) * q
 }
 
 /// Product of moduli.

@@ -1,6 +1,10 @@
 //! What a device offers, and how the backend will use it.
 
-use super::{GpuOptions, ProductForm, faults::Lack, shaders::WORKGROUP};
+use super::{
+    GpuOptions, ProductForm,
+    faults::Lack,
+    shaders::{MOST_PARAMS, WORKGROUP},
+};
 use crate::engine::{EngineError, backend::Result};
 
 /// Storage buffers that a kernel may bind, the least that WebGPU promises.
@@ -73,10 +77,9 @@ impl Offer {
         if form == ProductForm::U64 {
             features |= int64;
         }
-        let most_params = 4 * 8;
         let immediates = options.immediates
             && available.contains(wgpu::Features::IMMEDIATES)
-            && limits.max_immediate_size >= most_params;
+            && limits.max_immediate_size >= 4 * MOST_PARAMS;
         if immediates {
             features |= wgpu::Features::IMMEDIATES;
         }

@@ -117,7 +117,7 @@ impl GpuBackend {
     /// Works on a device that the host program has opened with wgpu.
     ///
     /// Form, limits and features are those that the device has *enabled*: for the fastest kernels the host asks for
-    /// `SHADER_INT64` and `IMMEDIATES` (with 32 bytes or more), and for the adapter's workgroup memory, invocations, and
+    /// `SHADER_INT64` and `IMMEDIATES` (with 64 bytes or more), and for the adapter's workgroup memory, invocations, and
     /// buffer and binding sizes, where the adapter has them.
     ///
     /// The device's callbacks for uncaptured errors and for loss remain the host's. Errors of this backend are caught in
@@ -288,13 +288,20 @@ impl Backend for GpuBackend {
 
     fn mul_accumulate(
         &self,
-        _ring: &Arc<RnsRing>,
-        _acc: &Buffer,
-        _a: &Buffer,
-        _b: &Buffer,
-        _shape: Shape,
+        ring: &Arc<RnsRing>,
+        acc: &Buffer,
+        a: &Buffer,
+        b: &Buffer,
+        shape: Shape,
     ) -> Result<Buffer> {
-        Err(self.no_kernel(Op::MulAccumulate))
+        let op = Op::MulAccumulate;
+        let acc = self.batch(op, ring, "the sum", acc, shape)?;
+        let a = self.batch(op, ring, "the first factor", a, shape)?;
+        let b = self.batch(op, ring, "the second factor", b, shape)?;
+        let (Some(acc), Some(a), Some(b)) = (acc, a, b) else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::mul_accumulate(&self.context, op.name(), &tables, [acc, a, b], shape)
     }
 
     fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
@@ -348,43 +355,58 @@ impl Backend for GpuBackend {
         ops::automorphism(&self.context, op.name(), &tables, x, shape, g)
     }
 
-    fn automorphism_ntt(&self, _ring: &Arc<RnsRing>, _x: &Buffer, _shape: Shape, _g: usize) -> Result<Buffer> {
-        Err(self.no_kernel(Op::AutomorphismNtt))
+    fn automorphism_ntt(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
+        let op = Op::AutomorphismNtt;
+        let x = self.batch(op, ring, "the input", x, shape)?;
+        operand::galois_element(op, ring, g)?;
+        let Some(x) = x else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::automorphism_ntt(&self.context, op.name(), &tables, x, shape, g)
     }
 
     fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
         let op = Op::KeySwitch;
         let (input, key_memory) = (self.words_of(op, x)?, self.words_of(op, key)?);
         operand::key_switch(ring, x.words(), shape, key.words())?;
-        if shape != KeySwitchShape::full(ring, shape.polys) {
-            return Err(self.no_kernel(op));
-        }
         let (Some(x), Some(key)) = (input, key_memory) else { return Ok(self.empty()) };
         self.ops.gpu(op);
         let tables = self.tables.get(&self.context, ring)?;
-        ops::key_switch(&self.context, op.name(), &tables, x, shape.polys, key)
+        ops::key_switch(&self.context, op.name(), &tables, ring, x, shape, key)
     }
 
     fn rotate(
         &self,
-        _ring: &Arc<RnsRing>,
-        _x: &Buffer,
-        _shape: KeySwitchShape,
-        _keys: &Buffer,
-        _rotations: &[Rotation],
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        shape: KeySwitchShape,
+        keys: &Buffer,
+        rotations: &[Rotation],
     ) -> Result<Buffer> {
-        Err(self.no_kernel(Op::Rotate))
+        let op = Op::Rotate;
+        let (input, key_memory) = (self.words_of(op, x)?, self.words_of(op, keys)?);
+        operand::rotate(ring, x.words(), shape, keys.words(), rotations)?;
+        self.ops.gpu(op);
+        let (Some(x), Some(keys), false) = (input, key_memory, rotations.is_empty()) else { return Ok(self.empty()) };
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::rotate(&self.context, op.name(), &tables, ring, x, shape, keys, rotations)
     }
 
     fn base_convert(
         &self,
-        _ring: &Arc<RnsRing>,
-        _x: &Buffer,
-        _polys: usize,
-        _from: Range<usize>,
-        _to: Range<usize>,
+        ring: &Arc<RnsRing>,
+        x: &Buffer,
+        polys: usize,
+        from: Range<usize>,
+        to: Range<usize>,
     ) -> Result<Buffer> {
-        Err(self.no_kernel(Op::BaseConvert))
+        let op = Op::BaseConvert;
+        let memory = self.words_of(op, x)?;
+        operand::base_convert(ring, x.words(), polys, &from, &to)?;
+        let Some(x) = memory else { return Ok(self.empty()) };
+        self.ops.gpu(op);
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::base_convert(&self.context, op.name(), &tables, x, polys, from, to)
     }
 
     fn modular_gemm(&self, _ring: &Arc<RnsRing>, _x: &Buffer, _weights: &Buffer, _shape: GemmShape) -> Result<Buffer> {
@@ -399,8 +421,16 @@ impl Backend for GpuBackend {
         Err(self.no_kernel(Op::ExpandMatrix))
     }
 
-    fn gather(&self, _sources: &[&Buffer], _item_words: usize, _items: &[GatherItem]) -> Result<Buffer> {
-        Err(self.no_kernel(Op::Gather))
+    fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {
+        let op = Op::Gather;
+        let memories = sources.iter().map(|x| self.words_of(op, x)).collect::<Result<Vec<_>>>()?;
+        let lengths: Vec<usize> = sources.iter().map(|x| x.words()).collect();
+        operand::gather(&lengths, item_words, items)?;
+        self.ops.gpu(op);
+        if item_words * items.len() == 0 {
+            return Ok(self.empty());
+        }
+        ops::gather(&self.context, op.name(), &memories, item_words, items)
     }
 
     fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {

@@ -71,7 +71,7 @@ impl Context {
         let pipeline_layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(entry),
             bind_group_layouts: &[Some(&layout)],
-            immediate_size: if self.immediates { 4 * variant.kernel.params() as u32 } else { 0 },
+            immediate_size: if self.immediates { 4 * variant.params() as u32 } else { 0 },
         });
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(entry),

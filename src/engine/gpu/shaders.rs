@@ -22,12 +22,17 @@ impl ProductForm {
 }
 
 /// Every shader source, by its path below `shaders/`.
-pub(super) const SOURCES: [(&str, &str); 11] = [
+pub(super) const SOURCES: &[(&str, &str)] = &[
+    ("lib/convert.wgsl", include_str!("../../../shaders/lib/convert.wgsl")),
+    ("lib/galois.wgsl", include_str!("../../../shaders/lib/galois.wgsl")),
     ("lib/grid.wgsl", include_str!("../../../shaders/lib/grid.wgsl")),
     ("lib/modular.wgsl", include_str!("../../../shaders/lib/modular.wgsl")),
+    ("lib/ntt_load.wgsl", include_str!("../../../shaders/lib/ntt_load.wgsl")),
     ("lib/params.wgsl", include_str!("../../../shaders/lib/params.wgsl")),
     ("lib/product.wgsl", include_str!("../../../shaders/lib/product.wgsl")),
+    ("lib/rows.wgsl", include_str!("../../../shaders/lib/rows.wgsl")),
     ("automorphism.wgsl", include_str!("../../../shaders/automorphism.wgsl")),
+    ("base_convert.wgsl", include_str!("../../../shaders/base_convert.wgsl")),
     ("expand.wgsl", include_str!("../../../shaders/expand.wgsl")),
     ("key_switch.wgsl", include_str!("../../../shaders/key_switch.wgsl")),
     ("matmul_plain.wgsl", include_str!("../../../shaders/matmul_plain.wgsl")),
@@ -39,6 +44,9 @@ pub(super) const SOURCES: [(&str, &str); 11] = [
 /// Invocations a workgroup of every kernel but the `*_block` transforms, which take one per 16 values.
 pub(super) const WORKGROUP: u32 = 256;
 
+/// Most words of parameters that a kernel has.
+pub(super) const MOST_PARAMS: u32 = 16;
+
 /// A kernel: an entry point of a shader file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
@@ -49,13 +57,16 @@ pub(super) enum Kernel {
     Add,
     Sub,
     Mul,
+    MulAccumulate,
     MulScalar,
     MatmulPlain,
     Expand,
     Automorphism,
+    AutomorphismNtt,
     PackStep,
     InnerProduct,
     ModSwitch,
+    BaseConvert,
 }
 
 /// A storage buffer of a kernel: binding number and whether the kernel writes it. Binding 0 is the parameters.
@@ -78,12 +89,13 @@ impl Kernel {
     pub const fn file(self) -> &'static str {
         match self {
             Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => "ntt.wgsl",
-            Self::Add | Self::Sub | Self::Mul | Self::MulScalar => "pointwise.wgsl",
+            Self::Add | Self::Sub | Self::Mul | Self::MulAccumulate | Self::MulScalar => "pointwise.wgsl",
             Self::MatmulPlain => "matmul_plain.wgsl",
             Self::Expand => "expand.wgsl",
-            Self::Automorphism | Self::PackStep => "automorphism.wgsl",
+            Self::Automorphism | Self::AutomorphismNtt | Self::PackStep => "automorphism.wgsl",
             Self::InnerProduct => "key_switch.wgsl",
             Self::ModSwitch => "mod_switch.wgsl",
+            Self::BaseConvert => "base_convert.wgsl",
         }
     }
 
@@ -97,40 +109,16 @@ impl Kernel {
             Self::Add => "add",
             Self::Sub => "sub",
             Self::Mul => "mul",
+            Self::MulAccumulate => "mul_accumulate",
             Self::MulScalar => "mul_scalar",
             Self::MatmulPlain => "matmul_plain",
             Self::Expand => "expand",
             Self::Automorphism => "automorphism",
+            Self::AutomorphismNtt => "automorphism_ntt",
             Self::PackStep => "pack_step",
             Self::InnerProduct => "inner_product",
             Self::ModSwitch => "mod_switch",
-        }
-    }
-
-    /// Number of `u32` in the shader's `struct Params`.
-    pub const fn params(self) -> usize {
-        match self {
-            Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => 3,
-            Self::Add | Self::Sub | Self::Mul | Self::MulScalar | Self::InnerProduct => 4,
-            Self::Automorphism | Self::PackStep => 5,
-            Self::Expand | Self::ModSwitch => 6,
-            Self::MatmulPlain => 7,
-        }
-    }
-
-    /// Storage bindings, in the order in which the backend passes buffers. Transforms in place lack the last one.
-    pub const fn bindings(self) -> &'static [Binding] {
-        match self {
-            Self::ForwardBlock | Self::ForwardStream | Self::InverseBlock | Self::InverseStream => {
-                const { &[read(1), read(2), write(3), read(4)] }
-            }
-            Self::Add | Self::Sub | Self::Mul => const { &[read(1), read(2), read(3), write(4)] },
-            Self::MulScalar => const { &[read(1), read(2), read(5), write(4)] },
-            Self::MatmulPlain | Self::Expand | Self::InnerProduct | Self::ModSwitch => {
-                const { &[read(1), read(2), read(3), write(4)] }
-            }
-            Self::Automorphism => const { &[read(1), read(2), write(4)] },
-            Self::PackStep => const { &[read(1), read(2), read(3), write(4), write(5)] },
+            Self::BaseConvert => "base_convert",
         }
     }
 }
@@ -149,16 +137,67 @@ impl Variant {
         Self { kernel, flags: Vec::new(), constants: Vec::new() }
     }
 
-    /// `mod_switch` by up to `dropped` limbs: one limb has a variant of its own, which needs no array.
-    pub fn mod_switch(dropped: usize) -> Self {
-        let most = if dropped <= 1 { 1 } else { 64 };
-        Self { kernel: Kernel::ModSwitch, flags: Vec::new(), constants: vec![("MAX_DROPPED", most)] }
+    /// `mod_switch` by `dropped` limbs: few have variants of their own, which keep the dropped residues in registers. With
+    /// `rotate`, what a rotation adds to part 0.
+    pub fn mod_switch(dropped: usize, rotate: bool) -> Self {
+        let most = [1, 2, 4].into_iter().find(|&most| dropped <= most).unwrap_or(64);
+        let flags = if rotate { vec!["ROTATE"] } else { Vec::new() };
+        Self { kernel: Kernel::ModSwitch, flags, constants: vec![("MAX_DROPPED", most as u32)] }
     }
 
-    /// Storage bindings of this variant.
+    /// The inner product of a key switch, `tile` results that share a key at a time.
+    pub fn inner_product(tile: u32, accumulate: bool) -> Self {
+        let flags = if accumulate { vec!["ACCUMULATE"] } else { Vec::new() };
+        Self { kernel: Kernel::InnerProduct, flags, constants: vec![("TILE", tile)] }
+    }
+
+    /// `base_convert` from `from` limbs.
+    pub fn base_convert(from: usize) -> Self {
+        Self { kernel: Kernel::BaseConvert, flags: Vec::new(), constants: vec![("FROM", from as u32)] }
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains(&flag)
+    }
+
+    /// Storage bindings, in the order in which the backend passes buffers.
     pub fn bindings(&self) -> &'static [Binding] {
-        let all = self.kernel.bindings();
-        if self.flags.contains(&"IN_PLACE") { &all[..all.len() - 1] } else { all }
+        match self.kernel {
+            Kernel::ForwardBlock | Kernel::ForwardStream | Kernel::InverseBlock | Kernel::InverseStream => {
+                let all = const { &[read(1), read(2), write(3), read(4), read(5)] };
+                let extra = if self.has("IN_PLACE") { 2 } else { usize::from(!self.has("CONVERT")) };
+                &all[..all.len() - extra]
+            }
+            Kernel::Add | Kernel::Sub | Kernel::Mul => const { &[read(1), read(2), read(3), write(4)] },
+            Kernel::MulAccumulate => const { &[read(1), read(6), read(2), read(3), write(4)] },
+            Kernel::MulScalar => const { &[read(1), read(2), read(5), write(4)] },
+            Kernel::MatmulPlain | Kernel::Expand | Kernel::BaseConvert => {
+                const { &[read(1), read(2), read(3), write(4)] }
+            }
+            Kernel::InnerProduct => const { &[read(1), read(2), read(3), write(4), read(5)] },
+            Kernel::ModSwitch => {
+                let all = const { &[read(1), read(2), read(3), write(4), read(5), read(6)] };
+                if self.has("ROTATE") { all } else { &all[..4] }
+            }
+            Kernel::Automorphism => const { &[read(1), read(2), write(4)] },
+            Kernel::AutomorphismNtt => const { &[read(2), write(4)] },
+            Kernel::PackStep => const { &[read(1), read(2), read(3), write(4), write(5)] },
+        }
+    }
+
+    /// Number of `u32` in the shader's `struct Params`.
+    pub fn params(&self) -> usize {
+        match self.kernel {
+            Kernel::ForwardBlock | Kernel::ForwardStream | Kernel::InverseBlock | Kernel::InverseStream => {
+                if self.has("DIGITS") { 9 } else { 5 }
+            }
+            Kernel::Add | Kernel::Sub | Kernel::Mul | Kernel::MulAccumulate | Kernel::MulScalar => 4,
+            Kernel::Automorphism | Kernel::AutomorphismNtt | Kernel::PackStep => 5,
+            Kernel::Expand | Kernel::BaseConvert => 6,
+            Kernel::MatmulPlain => 7,
+            Kernel::ModSwitch => 8,
+            Kernel::InnerProduct => 10,
+        }
     }
 
     /// Invocations a workgroup.
@@ -176,7 +215,7 @@ impl Variant {
         if immediates {
             flags.push("IMMEDIATES");
         }
-        preprocess(&SOURCES, self.kernel.file(), &flags, &self.constants)
+        preprocess(SOURCES, self.kernel.file(), &flags, &self.constants)
     }
 }
 
@@ -194,8 +233,8 @@ pub(super) struct NttPass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transform {
     Forward,
-    /// Forward, with the digits of a key switch made on the way in.
-    ForwardDigits,
+    /// Forward, with the digits of a key switch made on the way in, of so many limbs each.
+    ForwardDigits(usize),
     Inverse,
 }
 
@@ -241,8 +280,12 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
         }
         if i > 0 {
             pass.variant.flags.push("IN_PLACE");
-        } else if transform == Transform::ForwardDigits {
+        } else if let Transform::ForwardDigits(limbs) = transform {
             pass.variant.flags.push("DIGITS");
+            pass.variant.constants.push(("DIGIT_LIMBS", limbs as u32));
+            if limbs > 1 {
+                pass.variant.flags.push("CONVERT");
+            }
         }
     }
     passes
@@ -256,13 +299,20 @@ mod tests {
     /// Every permutation that some adapter could ask for.
     fn all_variants() -> Vec<Variant> {
         use Kernel::*;
-        let mut all: Vec<_> = [Add, Sub, Mul, MulScalar, MatmulPlain, Expand, Automorphism, PackStep, InnerProduct]
-            .map(Variant::plain)
-            .into();
-        all.extend([Variant::mod_switch(1), Variant::mod_switch(2)]);
+        let plain =
+            [Add, Sub, Mul, MulAccumulate, MulScalar, MatmulPlain, Expand, Automorphism, AutomorphismNtt, PackStep];
+        let mut all: Vec<_> = plain.map(Variant::plain).into();
+        for rotate in [false, true] {
+            all.extend([1, 2, 4, 63].map(|dropped| Variant::mod_switch(dropped, rotate)));
+        }
+        for (tile, accumulate) in [(1, false), (4, false), (1, true), (4, true)] {
+            all.push(Variant::inner_product(tile, accumulate));
+        }
+        all.extend([1, 2, 7, 32].map(Variant::base_convert));
         for log_n in 3..=16 {
             for log_block in [4, 9, 12, 13] {
-                for transform in [Transform::Forward, Transform::ForwardDigits, Transform::Inverse] {
+                let digits = [1, 2, 32].map(Transform::ForwardDigits);
+                for transform in [Transform::Forward, Transform::Inverse].into_iter().chain(digits) {
                     for pass in ntt_passes(transform, log_n, log_block) {
                         if !all.contains(&pass.variant) {
                             all.push(pass.variant);
@@ -321,7 +371,8 @@ mod tests {
                 naga::AddressSpace::Immediate | naga::AddressSpace::Uniform => {
                     assert_eq!(global.space == naga::AddressSpace::Immediate, immediates);
                     let size = module.types[global.ty].inner.size(module.to_ctx());
-                    assert_eq!(size as usize, 4 * variant.kernel.params(), "{variant:?}");
+                    assert_eq!(size as usize, 4 * variant.params(), "{variant:?}");
+                    assert!(variant.params() <= MOST_PARAMS as usize);
                 }
                 _ => {}
             }

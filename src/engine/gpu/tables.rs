@@ -1,6 +1,10 @@
 //! Constants of a ring on the device: limb constants, twiddles, inverses between moduli.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::{context::Context, memory::Memory};
 use crate::{
@@ -25,7 +29,23 @@ pub(super) struct Tables {
     pub count: usize,
     /// N.
     pub n: usize,
+    moduli: Vec<Modulus>,
+    conversions: Mutex<HashMap<Conversion, Arc<Memory>>>,
 }
+
+/// Which base conversions a table is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Conversion {
+    /// The sets of limbs that are converted from.
+    pub from: Vec<Range<usize>>,
+    /// Limbs of the largest set.
+    pub width: usize,
+    /// The limbs that each is converted to.
+    pub to: Vec<usize>,
+}
+
+/// Tables of conversions kept for one ring: a few levels of a few operations.
+const CONVERSIONS_KEPT: usize = 64;
 
 /// Words of one limb's constants.
 pub(super) const LIMB_WORDS: usize = 8;
@@ -54,7 +74,24 @@ impl Tables {
             inverses: upload(&inverses)?,
             count: moduli.len(),
             n: ring.n(),
+            moduli: moduli.to_vec(),
+            conversions: Mutex::default(),
         })
+    }
+
+    /// The table of some base conversions, made at their first use.
+    pub fn conversion(&self, context: &Context, conversion: Conversion) -> Result<Arc<Memory>> {
+        let mut kept = self.conversions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(memory) = kept.get(&conversion) {
+            return Ok(Arc::clone(memory));
+        }
+        let words = conversion_table(&self.moduli, &conversion);
+        let memory = Arc::new(context.upload("tables of a base conversion", &words)?);
+        if kept.len() >= CONVERSIONS_KEPT {
+            kept.clear();
+        }
+        kept.insert(conversion, Arc::clone(&memory));
+        Ok(memory)
     }
 }
 
@@ -88,6 +125,36 @@ fn limb_words(m: Modulus) -> [u32; LIMB_WORDS] {
     let bits = 32 - p.leading_zeros();
     let r32 = m.reduce(1 << 32);
     [p, m.shoup(1), r32, m.shoup(r32), ((1u64 << (bits + 31)) / p as u64) as u32, bits - 1, 0, 0]
+}
+
+/// The layout of `shaders/lib/convert.wgsl`.
+fn conversion_table(moduli: &[Modulus], conversion: &Conversion) -> Vec<u32> {
+    let Conversion { from, width, to } = conversion;
+    let mut out = Vec::with_capacity(from.len() * conversion.set_words());
+    for set in from {
+        let product = |skip: usize, m: Modulus| {
+            let others = set.clone().filter(|&limb| limb != skip);
+            others.fold(m.reduce(1), |product, limb| m.mul(product, m.reduce(moduli[limb].value() as u64)))
+        };
+        let padding = width - set.len();
+        for limb in set.clone() {
+            push_pair(&mut out, moduli[limb], moduli[limb].inv(product(limb, moduli[limb])));
+        }
+        out.extend(std::iter::repeat_n(0, 2 * padding));
+        for m in to.iter().map(|&limb| moduli[limb]) {
+            push_pair(&mut out, m, product(usize::MAX, m));
+            out.extend(set.clone().map(|limb| product(limb, m)));
+            out.extend(std::iter::repeat_n(0, padding));
+        }
+    }
+    out
+}
+
+impl Conversion {
+    /// Words of one set's constants.
+    pub fn set_words(&self) -> usize {
+        2 * self.width + self.to.len() * (2 + self.width)
+    }
 }
 
 fn push_pair(out: &mut Vec<u32>, m: Modulus, w: u32) {

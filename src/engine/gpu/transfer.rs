@@ -30,6 +30,13 @@ impl Staging {
     }
 }
 
+/// Words copied to a buffer, from word `from.1` of a buffer on; cleared where there is none.
+pub(super) struct CopyWords<'a> {
+    pub from: Option<(&'a wgpu::Buffer, usize)>,
+    pub to: usize,
+    pub words: usize,
+}
+
 impl Context {
     /// Copies words to new device memory.
     pub fn upload(&self, operation: &'static str, words: &[u32]) -> Result<Memory> {
@@ -64,6 +71,22 @@ impl Context {
             start += bytes;
         }
         Ok(out)
+    }
+
+    /// Copies and clears parts of `to`, none of which may come from `to` itself.
+    pub fn copy_all(&self, operation: &'static str, to: &wgpu::Buffer, copies: &[CopyWords<'_>]) -> Result<()> {
+        self.submission(operation, 0, || {
+            let mut encoder =
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            for copy in copies {
+                let (at, bytes) = (4 * copy.to as u64, 4 * copy.words as u64);
+                match copy.from {
+                    Some((from, start)) => encoder.copy_buffer_to_buffer(from, 4 * start as u64, to, at, bytes),
+                    None => encoder.clear_buffer(to, at, Some(bytes)),
+                }
+            }
+            self.queue.submit([encoder.finish()]);
+        })
     }
 
     /// A copy of `words` words from word `start` on, in memory of its own.

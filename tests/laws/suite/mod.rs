@@ -1,14 +1,17 @@
 //! The laws, written once over `dyn Backend`.
 
+mod key_switch;
+mod permute;
+
 use std::sync::Arc;
 
 use heliostat::{
     arith::primes::ntt_primes,
-    engine::{Backend, Buffer, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape},
+    engine::{Backend, Buffer, EngineError, MatmulShape, RnsRing, Shape},
 };
 use num_bigint::BigInt;
 
-use crate::oracle::{Random, divide_rounding, evaluate, negacyclic, product, reconstruct, residue, shift, substitute};
+use crate::oracle::{Random, divide_rounding, evaluate, negacyclic, reconstruct, residue, shift, substitute};
 
 /// Above this dimension dense quadratic oracles give way to spot checks and sparse operands.
 const DENSE: usize = 256;
@@ -33,6 +36,14 @@ pub fn laws(backend: &dyn Backend) {
     ] {
         laws_in(backend, &Arc::new(RnsRing::new(n, &primes).unwrap()));
     }
+    hybrid_laws(backend);
+}
+
+/// Key switches with several special primes and with digits of several limbs, on all levels.
+pub fn hybrid_laws(backend: &dyn Backend) {
+    let data = [ntt_primes(30, 32, 5).unwrap(), ntt_primes(20, 32, 1).unwrap(), ntt_primes(29, 32, 2).unwrap()];
+    let ring = Arc::new(RnsRing::new(32, &data.concat()).unwrap());
+    Bench { backend, ring: &ring, random: Random(8) }.hybrid();
 }
 
 /// The laws in one ring.
@@ -48,8 +59,12 @@ pub fn laws_in(backend: &dyn Backend, ring: &Arc<RnsRing>) {
     bench.pack_step();
     bench.automorphism();
     bench.mod_switch();
+    bench.automorphism_ntt();
+    bench.gather();
+    bench.base_convert();
     if ring.moduli().len() > 1 {
         bench.key_switch();
+        bench.rotate();
     }
     bench.wrong_shapes();
     bench.counters();
@@ -170,6 +185,8 @@ impl Bench<'_> {
             let modulus = |i: usize| self.ring.moduli()[i / n % limbs];
             let with = |f: &dyn Fn(usize) -> u32| (0..a.len()).map(f).collect::<Vec<_>>();
             let (backend, ring) = (self.backend, self.ring);
+            let accumulated = self.down(&backend.mul_accumulate(ring, &db, &da, &db, shape).unwrap());
+            self.same("b + a * b", &accumulated, &with(&|i| modulus(i).add(b[i], modulus(i).mul(a[i], b[i]))));
             let sum = self.down(&backend.add(ring, &da, &db, shape).unwrap());
             self.same("a + b", &sum, &with(&|i| modulus(i).add(a[i], b[i])));
             let difference = self.down(&backend.sub(ring, &da, &db, shape).unwrap());
@@ -372,57 +389,6 @@ impl Bench<'_> {
         }
     }
 
-    fn key_switch(&mut self) {
-        let (n, all) = (self.ring.n(), self.ring.moduli().len());
-        let (limbs, polys) = (all - 1, 3);
-        let mut x = self.random.batch(self.ring, Shape { polys, limbs });
-        if n > DENSE {
-            self.sparsify(&mut x);
-        }
-        let key_shape = Shape { polys: limbs * 2, limbs: all };
-        let worst: Vec<u32> = (0..limbs * 2 * all * n).map(|i| self.ring.moduli()[i / n % all].value() - 1).collect();
-        for key in [self.random.uniform(self.ring, key_shape), worst] {
-            let key_ntt = self.forward(&self.up(&key), key_shape);
-            let found = self
-                .backend
-                .key_switch(self.ring, &self.up(&x), KeySwitchShape::full(self.ring, polys), &key_ntt)
-                .unwrap();
-            let found = self.down(&found);
-            let mut expected = found.clone();
-            let q = BigInt::from(product(self.ring.moduli()));
-            for poly in 0..polys {
-                for part in 0..2 {
-                    // sum_i digit_i * key_i, digits as integers, modulo every limb.
-                    let sums: Vec<Vec<u32>> = (0..all)
-                        .map(|limb| {
-                            let m = self.ring.moduli()[limb];
-                            let mut sum = vec![0; n];
-                            for i in 0..limbs {
-                                let digit = &x[(poly * limbs + i) * n..][..n];
-                                let digit: Vec<u32> = digit.iter().map(|&d| d % m.value()).collect();
-                                let term = negacyclic(m, &digit, &key[((i * 2 + part) * all + limb) * n..][..n]);
-                                sum.iter_mut().zip(term).for_each(|(s, t)| *s = m.add(*s, t));
-                            }
-                            sum
-                        })
-                        .collect();
-                    let step = if n <= DENSE { 1 } else { 37 };
-                    for k in (0..n).step_by(step) {
-                        let residues: Vec<u32> = sums.iter().map(|sum| sum[k]).collect();
-                        let value = BigInt::from(reconstruct(self.ring, &residues));
-                        assert!(value < q);
-                        let value = divide_rounding(&value, self.ring.moduli()[limbs].value());
-                        for limb in 0..limbs {
-                            let at = ((poly * 2 + part) * limbs + limb) * n + k;
-                            expected[at] = residue(self.ring.moduli()[limb], &value);
-                        }
-                    }
-                }
-            }
-            self.same("key_switch", &found, &expected);
-        }
-    }
-
     fn wrong_shapes(&mut self) {
         let (n, all) = (self.ring.n(), self.ring.moduli().len());
         let (backend, ring) = (self.backend, self.ring);
@@ -450,7 +416,9 @@ impl Bench<'_> {
             refused("mul", backend.mul(ring, x, x, shape).map(drop));
             refused("mul_scalar", backend.mul_scalar(ring, x, shape, &vec![0; shape.limbs.min(99)]).map(drop));
             refused("pack_step", backend.pack_step(ring, x, shape, 1).map(drop));
+            refused("mul_accumulate", backend.mul_accumulate(ring, x, x, x, shape).map(drop));
             refused("automorphism", backend.automorphism(ring, x, shape, 3).map(drop));
+            refused("automorphism_ntt", backend.automorphism_ntt(ring, x, shape, 3).map(drop));
             refused("mod_switch", backend.mod_switch(ring, x, shape, 1).map(drop));
         }
         for (a, b) in [(&x, &short), (&short, &x)] {
@@ -466,6 +434,7 @@ impl Bench<'_> {
         refused("pack_step", backend.pack_step(ring, &self.up(&vec![0; all * n]), odd, 1).map(drop));
         for g in [0, 2, 2 * n, 2 * n + 1] {
             refused("automorphism", backend.automorphism(ring, &x, good, g).map(drop));
+            refused("automorphism_ntt", backend.automorphism_ntt(ring, &x, good, g).map(drop));
         }
         for target in [0, all + 1] {
             refused("mod_switch", backend.mod_switch(ring, &x, good, target).map(drop));
@@ -495,12 +464,9 @@ impl Bench<'_> {
         }
         refused("matmul_plain", backend.matmul_plain(ring, &short, plain, shape).map(drop));
         refused("matmul_plain", backend.matmul_plain(ring, &x, &short, shape).map(drop));
-        let data = self.up(&vec![0; (all - 1) * n]);
-        let key = self.up(&vec![0; (all - 1) * 2 * all * n]);
-        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, 2), &key).map(drop));
-        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, 1), &short).map(drop));
-        refused("key_switch", backend.key_switch(ring, &short, KeySwitchShape::full(ring, 1), &key).map(drop));
-        refused("key_switch", backend.key_switch(ring, &data, KeySwitchShape::full(ring, usize::MAX), &key).map(drop));
+        self.wrong_key_switches();
+        self.wrong_gathers();
+        self.wrong_conversions();
     }
 
     fn counters(&self) {
@@ -513,14 +479,22 @@ impl Bench<'_> {
             "add",
             "sub",
             "mul",
+            "mul_accumulate",
             "mul_scalar",
             "matmul_plain",
             "expand",
             "pack_step",
             "automorphism",
+            "automorphism_ntt",
+            "gather",
+            "base_convert",
             "key_switch",
+            "rotate",
             "mod_switch",
         ] {
+            if self.ring.moduli().len() == 1 && ["key_switch", "rotate"].contains(&name) {
+                continue;
+            }
             let count = ops.iter().find(|op| op.name == name);
             assert!(count.is_some_and(|c| c.cpu + c.gpu > 0), "{name} is not counted");
         }
