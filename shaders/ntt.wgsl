@@ -278,8 +278,28 @@ fn repartition(v: ptr<function, Values>, t: u32, from_stage: u32, to_stage: u32)
 
 #ifdef INVERSE
 
+#ifdef IN_PLACE
+@group(0) @binding(3) var<storage, read_write> result: array<vec4<u32>>;
+
+fn load_quad(i: u32) -> vec4<u32> {
+    return result[i];
+}
+
+fn store(i: u32, value: u32) {
+    result[i >> 2u][i & 3u] = value;
+}
+#else
 @group(0) @binding(3) var<storage, read_write> result: array<u32>;
 @group(0) @binding(4) var<storage, read> quads: array<vec4<u32>>;
+
+fn load_quad(i: u32) -> vec4<u32> {
+    return quads[i];
+}
+
+fn store(i: u32, value: u32) {
+    result[i] = value;
+}
+#endif
 
 @compute @workgroup_size(THREADS)
 fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) t: u32) {
@@ -295,10 +315,10 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
 
     var v: Values;
     let quad = (offset >> 2u) + 4u * t;
-    let x0 = quads[quad + 0u];
-    let x1 = quads[quad + 1u];
-    let x2 = quads[quad + 2u];
-    let x3 = quads[quad + 3u];
+    let x0 = load_quad(quad + 0u);
+    let x1 = load_quad(quad + 1u);
+    let x2 = load_quad(quad + 2u);
+    let x3 = load_quad(quad + 3u);
     v[0] = x0.x;
     v[1] = x0.y;
     v[2] = x0.z;
@@ -324,22 +344,22 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         at_stage = stage;
     }
     // Canonical when the transform ends here, which does no harm when it goes on.
-    result[offset + t + (0u << LOG_THREADS)] = reduce_2p(v[0], p);
-    result[offset + t + (1u << LOG_THREADS)] = reduce_2p(v[1], p);
-    result[offset + t + (2u << LOG_THREADS)] = reduce_2p(v[2], p);
-    result[offset + t + (3u << LOG_THREADS)] = reduce_2p(v[3], p);
-    result[offset + t + (4u << LOG_THREADS)] = reduce_2p(v[4], p);
-    result[offset + t + (5u << LOG_THREADS)] = reduce_2p(v[5], p);
-    result[offset + t + (6u << LOG_THREADS)] = reduce_2p(v[6], p);
-    result[offset + t + (7u << LOG_THREADS)] = reduce_2p(v[7], p);
-    result[offset + t + (8u << LOG_THREADS)] = reduce_2p(v[8], p);
-    result[offset + t + (9u << LOG_THREADS)] = reduce_2p(v[9], p);
-    result[offset + t + (10u << LOG_THREADS)] = reduce_2p(v[10], p);
-    result[offset + t + (11u << LOG_THREADS)] = reduce_2p(v[11], p);
-    result[offset + t + (12u << LOG_THREADS)] = reduce_2p(v[12], p);
-    result[offset + t + (13u << LOG_THREADS)] = reduce_2p(v[13], p);
-    result[offset + t + (14u << LOG_THREADS)] = reduce_2p(v[14], p);
-    result[offset + t + (15u << LOG_THREADS)] = reduce_2p(v[15], p);
+    store(offset + t + (0u << LOG_THREADS), reduce_2p(v[0], p));
+    store(offset + t + (1u << LOG_THREADS), reduce_2p(v[1], p));
+    store(offset + t + (2u << LOG_THREADS), reduce_2p(v[2], p));
+    store(offset + t + (3u << LOG_THREADS), reduce_2p(v[3], p));
+    store(offset + t + (4u << LOG_THREADS), reduce_2p(v[4], p));
+    store(offset + t + (5u << LOG_THREADS), reduce_2p(v[5], p));
+    store(offset + t + (6u << LOG_THREADS), reduce_2p(v[6], p));
+    store(offset + t + (7u << LOG_THREADS), reduce_2p(v[7], p));
+    store(offset + t + (8u << LOG_THREADS), reduce_2p(v[8], p));
+    store(offset + t + (9u << LOG_THREADS), reduce_2p(v[9], p));
+    store(offset + t + (10u << LOG_THREADS), reduce_2p(v[10], p));
+    store(offset + t + (11u << LOG_THREADS), reduce_2p(v[11], p));
+    store(offset + t + (12u << LOG_THREADS), reduce_2p(v[12], p));
+    store(offset + t + (13u << LOG_THREADS), reduce_2p(v[13], p));
+    store(offset + t + (14u << LOG_THREADS), reduce_2p(v[14], p));
+    store(offset + t + (15u << LOG_THREADS), reduce_2p(v[15], p));
 }
 
 #else

@@ -313,9 +313,14 @@ mod tests {
             for log_block in [4, 9, 12, 13] {
                 let digits = [1, 2, 32].map(Transform::ForwardDigits);
                 for transform in [Transform::Forward, Transform::Inverse].into_iter().chain(digits) {
-                    for pass in ntt_passes(transform, log_n, log_block) {
-                        if !all.contains(&pass.variant) {
-                            all.push(pass.variant);
+                    for (i, pass) in ntt_passes(transform, log_n, log_block).into_iter().enumerate() {
+                        let mut in_place = pass.variant.clone();
+                        in_place.flags.push("IN_PLACE");
+                        let in_place = (transform == Transform::Inverse && i == 0).then_some(in_place);
+                        for variant in [Some(pass.variant), in_place].into_iter().flatten() {
+                            if !all.contains(&variant) {
+                                all.push(variant);
+                            }
                         }
                     }
                 }
