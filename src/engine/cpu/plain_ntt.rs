@@ -119,12 +119,15 @@ enum Direction {
 /// Words that the first-level cache holds: a larger transform first becomes eight smaller ones.
 const CACHED_WORDS: usize = 8192;
 
+/// Vectors of the blocks that are transformed to the end without leaving the registers.
+const TAIL: usize = 8;
+
 /// The transforms of one limb on vectors of one instruction set.
 ///
 /// A block of the transform is named by its place in the tree of blocks: the root is 1, the halves of block `k` are `2k`
-/// and `2k + 1`. The factor of a block is at its name's index in the tables. A pass holds `2^LOG` vectors, one of each of
-/// as many equal parts of a block, and does `LOG` stages in registers. The stages of blocks shorter than two vectors
-/// are done on interleaved pairs of vectors, so that all lanes always work.
+/// and `2k + 1`. The factor of a block is at its name's index in the tables. A pass over columns loads one vector of each
+/// of `ROWS` equal parts of a block and does `log2 ROWS` stages on them; the pass over tails does all stages of a block of
+/// a few vectors. Blocks shorter than two vectors are interleaved with others, so that all lanes always work.
 ///
 /// Nothing wraps on canonical input; arithmetic of vectors never panics on any other.
 #[derive(Clone, Copy)]
@@ -135,7 +138,7 @@ struct Vectors<'a, L: Lanes> {
     two_p: L::Vector,
 }
 
-/// Factors and their Shoup companions, a vector each.
+/// A factor and its Shoup companion in every lane.
 type Factor<L> = (<L as Lanes>::Vector, <L as Lanes>::Vector);
 
 impl<'a, L: Lanes> Vectors<'a, L> {
@@ -147,8 +150,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
 
     #[inline(always)]
     fn forward(self, x: &mut [L::Words]) {
-        let cached = CACHED_WORDS / L::WIDTH;
-        if x.len() <= cached {
+        if x.len() < TAIL {
+            return self.forward_tails::<2>(x, 1);
+        }
+        if x.len() * L::WIDTH <= CACHED_WORDS {
             return self.forward_cached(x, 1);
         }
         self.forward_columns::<8>(x, 1);
@@ -162,9 +167,9 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     #[inline(always)]
     fn forward_cached(self, x: &mut [L::Words], k: usize) {
         let mut block = x.len();
-        while block > 2 {
+        while block > TAIL {
+            let log = stages_of_pass::<L>((block / TAIL).ilog2());
             let first = k * (x.len() / block);
-            let log = rows_of_pass::<L>(block);
             for (block, k) in x.chunks_exact_mut(block).zip(first..) {
                 match log {
                     3 => self.forward_columns::<8>(block, k),
@@ -174,10 +179,7 @@ impl<'a, L: Lanes> Vectors<'a, L> {
             }
             block >>= log;
         }
-        let first = k * (x.len() / 2);
-        for (pair, k) in x.chunks_exact_mut(2).zip(first..) {
-            self.forward_pair(pair, k);
-        }
+        self.forward_tails::<TAIL>(x, k * (x.len() / TAIL));
     }
 
     /// The first `log2 ROWS` stages of block `k`.
@@ -188,40 +190,68 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
-            let mut half = ROWS / 2;
-            while half > 0 {
-                for row in (0..ROWS).filter(|row| row & half == 0) {
-                    // Block `row / (2 half)` of `ROWS / (2 half)`.
-                    let factor = factors[ROWS / (2 * half) + row / (2 * half)];
-                    (v[row], v[row + half]) = self.forward_butterfly(v[row], v[row + half], factor, true);
-                }
-                half /= 2;
-            }
+            let mut v = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            self.forward_stages(&mut v, &factors);
             for row in 0..ROWS {
                 self.lanes.store(&mut rows[row][column], v[row]);
             }
         }
     }
 
-    /// All stages of block `k` of two vectors, and the full reduction.
+    /// All stages of the blocks of `ROWS` vectors from `k` on, and the full reduction.
     #[inline(always)]
-    fn forward_pair(self, x: &mut [L::Words], k: usize) {
-        let [a, b] = x else { return };
-        let (mut u, mut v) = (self.lanes.load(a), self.lanes.load(b));
-        for log in 0..=L::LOG_WIDTH {
-            let factor = self.lane_factors(&self.tables.forward, &self.tables.forward_shoup, k, log);
-            (u, v) = self.forward_butterfly(u, v, factor, log == 0);
-            (u, v) = self.lanes.interleave(u, v);
+    fn forward_tails<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+        let (blocks, _) = x.as_chunks_mut::<ROWS>();
+        for (block, k) in blocks.iter_mut().zip(k..) {
+            let mut v = block.each_ref().map(|words| self.lanes.load(words));
+            self.forward_stages(&mut v, &self.factors(&self.tables.forward, &self.tables.forward_shoup, k));
+            // Written out, since only then the compiler keeps the vectors in registers.
+            let pairs = k * ROWS / 2;
+            self.forward_lane_stage(&mut v, pairs, 1);
+            self.forward_lane_stage(&mut v, pairs, 2);
+            self.forward_lane_stage(&mut v, pairs, 3);
+            self.forward_lane_stage(&mut v, pairs, 4);
+            for pair in 0..ROWS / 2 {
+                (v[2 * pair], v[2 * pair + 1]) = self.lanes.interleave(v[2 * pair], v[2 * pair + 1]);
+            }
+            for (words, x) in block.iter_mut().zip(v) {
+                self.lanes.store(words, self.reduce_once(self.reduce_once(x, self.two_p), self.p));
+            }
         }
-        self.lanes.store(a, self.reduce_once(self.reduce_once(u, self.two_p), self.p));
-        self.lanes.store(b, self.reduce_once(self.reduce_once(v, self.two_p), self.p));
+    }
+
+    /// Stage `log` of pairs of vectors, of which `k` is the first, if they are long enough to have it.
+    #[inline(always)]
+    fn forward_lane_stage<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], k: usize, log: u32) {
+        if log > L::LOG_WIDTH {
+            return;
+        }
+        for pair in 0..ROWS / 2 {
+            let factor = self.lane_factors(&self.tables.forward, &self.tables.forward_shoup, k + pair, log);
+            let (a, b) = self.lanes.interleave(v[2 * pair], v[2 * pair + 1]);
+            (v[2 * pair], v[2 * pair + 1]) = self.forward_butterfly(a, b, factor, false);
+        }
+    }
+
+    /// Stages across vectors, factors as [`Self::factors`] has them.
+    #[inline(always)]
+    fn forward_stages<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], factors: &[Factor<L>; ROWS]) {
+        let mut half = ROWS / 2;
+        while half > 0 {
+            for row in (0..ROWS).filter(|row| row & half == 0) {
+                let factor = factors[(ROWS + row) / (2 * half)];
+                (v[row], v[row + half]) = self.forward_butterfly(v[row], v[row + half], factor, true);
+            }
+            half /= 2;
+        }
     }
 
     #[inline(always)]
     fn inverse(self, x: &mut [L::Words]) {
-        let cached = CACHED_WORDS / L::WIDTH;
-        if x.len() <= cached {
+        if x.len() < TAIL {
+            return self.inverse_tails::<2>(x, 1);
+        }
+        if x.len() * L::WIDTH <= CACHED_WORDS {
             return self.inverse_cached(x, 1);
         }
         let part = x.len() / 8;
@@ -234,13 +264,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     /// All stages of block `k`.
     #[inline(always)]
     fn inverse_cached(self, x: &mut [L::Words], k: usize) {
-        let first = k * (x.len() / 2);
-        for (pair, k) in x.chunks_exact_mut(2).zip(first..) {
-            self.inverse_pair(pair, k);
-        }
-        let mut block = 2;
+        self.inverse_tails::<TAIL>(x, k * (x.len() / TAIL));
+        let mut block = TAIL;
         while block < x.len() {
-            let log = rows_of_pass::<L>(2 * x.len() / block);
+            let log = stages_of_pass::<L>((x.len() / block).ilog2());
             block <<= log;
             let first = k * (x.len() / block);
             for (block, k) in x.chunks_exact_mut(block).zip(first..) {
@@ -256,71 +283,91 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     /// The last `log2 ROWS` stages of block `k`.
     #[inline(always)]
     fn inverse_columns<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
-        let mut factors = self.factors::<ROWS>(&self.tables.inverse, &self.tables.inverse_shoup, k);
-        let last = k == 1;
-        if last {
-            factors[1] = self.last_factor();
-        }
+        let factors = self.inverse_factors::<ROWS>(k);
         let part = x.len() / ROWS;
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
-            let mut half = 1;
-            while half < ROWS {
-                for row in (0..ROWS).filter(|row| row & half == 0) {
-                    let factor = factors[ROWS / (2 * half) + row / (2 * half)];
-                    (v[row], v[row + half]) = self.inverse_butterfly(v[row], v[row + half], factor, true);
-                }
-                half *= 2;
-            }
+            let mut v = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            self.inverse_stages(&mut v, &factors, k);
             for row in 0..ROWS {
-                let x = if last { self.canonical(v[row], row < ROWS / 2) } else { v[row] };
-                self.lanes.store(&mut rows[row][column], x);
+                self.lanes.store(&mut rows[row][column], v[row]);
             }
         }
     }
 
-    /// All stages of block `k` of two vectors.
+    /// All stages of the blocks of `ROWS` vectors from `k` on.
     #[inline(always)]
-    fn inverse_pair(self, x: &mut [L::Words], k: usize) {
-        let [a, b] = x else { return };
-        let (mut u, mut v) = (self.lanes.load(a), self.lanes.load(b));
-        for log in (0..=L::LOG_WIDTH).rev() {
-            (u, v) = self.lanes.deinterleave(u, v);
-            let factor = if log == 0 && k == 1 {
-                self.last_factor()
-            } else {
-                self.lane_factors(&self.tables.inverse, &self.tables.inverse_shoup, k, log)
-            };
-            (u, v) = self.inverse_butterfly(u, v, factor, log == 0);
+    fn inverse_tails<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+        let (blocks, _) = x.as_chunks_mut::<ROWS>();
+        for (block, k) in blocks.iter_mut().zip(k..) {
+            let mut v = block.each_ref().map(|words| self.lanes.load(words));
+            for pair in 0..ROWS / 2 {
+                (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(v[2 * pair], v[2 * pair + 1]);
+            }
+            let pairs = k * ROWS / 2;
+            self.inverse_lane_stage(&mut v, pairs, 4);
+            self.inverse_lane_stage(&mut v, pairs, 3);
+            self.inverse_lane_stage(&mut v, pairs, 2);
+            self.inverse_lane_stage(&mut v, pairs, 1);
+            self.inverse_stages(&mut v, &self.inverse_factors(k), k);
+            for (words, x) in block.iter_mut().zip(v) {
+                self.lanes.store(words, x);
+            }
+        }
+    }
+
+    /// The mirror of [`Self::forward_lane_stage`].
+    #[inline(always)]
+    fn inverse_lane_stage<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], k: usize, log: u32) {
+        if log > L::LOG_WIDTH {
+            return;
+        }
+        for pair in 0..ROWS / 2 {
+            let factor = self.lane_factors(&self.tables.inverse, &self.tables.inverse_shoup, k + pair, log);
+            let (a, b) = self.inverse_butterfly(v[2 * pair], v[2 * pair + 1], factor, false);
+            (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(a, b);
+        }
+    }
+
+    /// The mirror of [`Self::forward_stages`]. The last stage of the transform, which ends block 1, multiplies the sums by
+    /// `1/N`, which the factor of its differences has, and reduces fully.
+    #[inline(always)]
+    fn inverse_stages<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], factors: &[Factor<L>; ROWS], k: usize) {
+        let mut half = 1;
+        while half < ROWS {
+            for row in (0..ROWS).filter(|row| row & half == 0) {
+                let factor = factors[(ROWS + row) / (2 * half)];
+                (v[row], v[row + half]) = self.inverse_butterfly(v[row], v[row + half], factor, true);
+            }
+            half *= 2;
         }
         if k == 1 {
-            (u, v) = (self.canonical(u, true), self.canonical(v, false));
+            let n_inv = (self.lanes.splat(self.tables.n_inv), self.lanes.splat(self.tables.n_inv_shoup));
+            for row in 0..ROWS {
+                let x = if row < ROWS / 2 { self.mul_lazy(v[row], n_inv, true) } else { v[row] };
+                v[row] = self.reduce_once(x, self.p);
+            }
         }
-        self.lanes.store(a, u);
-        self.lanes.store(b, v);
     }
 
-    /// Ends the last inverse stage: the sums still lack the factor `1/N`, the differences have it.
+    /// [`Self::factors`] of an inverse pass.
     #[inline(always)]
-    fn canonical(self, x: L::Vector, sum: bool) -> L::Vector {
-        let (w, shoup) = (self.lanes.splat(self.tables.n_inv), self.lanes.splat(self.tables.n_inv_shoup));
-        self.reduce_once(if sum { self.mul_lazy(x, (w, shoup), true) } else { x }, self.p)
+    fn inverse_factors<const ROWS: usize>(self, k: usize) -> [Factor<L>; ROWS] {
+        let mut factors = self.factors(&self.tables.inverse, &self.tables.inverse_shoup, k);
+        if k == 1 {
+            let tables = self.tables;
+            factors[1] = (self.lanes.splat(tables.last_inverse), self.lanes.splat(tables.last_inverse_shoup));
+        }
+        factors
     }
 
-    /// What the difference half of the last inverse stage takes.
-    #[inline(always)]
-    fn last_factor(self) -> Factor<L> {
-        (self.lanes.splat(self.tables.last_inverse), self.lanes.splat(self.tables.last_inverse_shoup))
-    }
-
-    /// Factors of block `k` and of its parts down to `ROWS` of them, at their names in the tree below `k`; 0 is unused.
+    /// Factors of block `k` and of its parts, at their names in the tree below `k`; index 0 is unused.
     #[inline(always)]
     fn factors<const ROWS: usize>(self, table: &[u32], shoup: &[u32], k: usize) -> [Factor<L>; ROWS] {
         std::array::from_fn(|name| {
-            let level = (name.max(1)).ilog2();
-            let at = (k << level) + (name.max(1) - (1 << level));
+            let name = name.max(1);
+            let at = name + ((k - 1) << name.ilog2());
             (self.lanes.splat(table[at]), self.lanes.splat(shoup[at]))
         })
     }
@@ -361,10 +408,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     }
 }
 
-/// `log2` of the parts that the next pass over a block of `block` vectors cuts it into, down to two vectors.
+/// How many of `stages` stages across vectors the next pass does: as many as fit the registers, but never one at the end.
 #[inline(always)]
-fn rows_of_pass<L: Lanes>(block: usize) -> u32 {
-    (block / 2).ilog2().min(L::LOG_ROWS)
+fn stages_of_pass<L: Lanes>(stages: u32) -> u32 {
+    if L::LOG_ROWS == 3 && stages == 4 { 2 } else { stages.min(L::LOG_ROWS) }
 }
 
 #[cfg(test)]
