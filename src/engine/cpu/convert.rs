@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::pool::{Pool, Words};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// `x`, `[polys][from.len()][N]`, to `[polys][to.len()][N]`; sizes checked.
-pub(super) fn base_convert(ring: &RnsRing, x: &[u32], from: Range<usize>, to: Range<usize>) -> Vec<u32> {
+pub(super) fn base_convert(ring: &RnsRing, pool: &Pool, x: &[u32], from: Range<usize>, to: Range<usize>) -> Words {
     let (n, moduli) = (ring.n(), ring.moduli());
-    let mut out = vec![0; x.len() / from.len() * to.len()];
+    let mut out = pool.take(x.len() / from.len() * to.len());
     let targets: Vec<Conversion> =
         to.clone().map(|limb| Conversion::new(&moduli[from.clone()], moduli[limb])).collect();
     out.par_chunks_mut(to.len() * n).zip(x.par_chunks(from.len() * n)).for_each(|(out, x)| {

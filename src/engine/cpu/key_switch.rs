@@ -8,6 +8,7 @@ use super::{
     mod_switch::DropLimb,
     ntt::CpuNtt,
     permute,
+    pool::{Pool, Words},
     residue::{Reducer, reduce_once},
     simd,
 };
@@ -21,24 +22,25 @@ pub(super) struct KeySwitch<'a> {
     pub ring: &'a RnsRing,
     pub ntts: &'a [Box<dyn CpuNtt>],
     pub shape: KeySwitchShape,
+    pool: &'a Pool,
     /// Index into the ring's moduli of each row.
     rows: Vec<usize>,
 }
 
 impl<'a> KeySwitch<'a> {
-    pub(super) fn new(ring: &'a RnsRing, ntts: &'a [Box<dyn CpuNtt>], shape: KeySwitchShape) -> Self {
-        Self { ring, ntts, shape, rows: shape.row_limbs(ring) }
+    pub(super) fn new(ring: &'a RnsRing, ntts: &'a [Box<dyn CpuNtt>], shape: KeySwitchShape, pool: &'a Pool) -> Self {
+        Self { ring, ntts, shape, pool, rows: shape.row_limbs(ring) }
     }
 
     /// `x` is `[polys][limbs][N]`, the result `[polys][2][limbs][N]`; see [`crate::engine::Backend::key_switch`].
-    pub(super) fn run(&self, x: &[u32], key: &[u32]) -> Vec<u32> {
+    pub(super) fn run(&self, x: &[u32], key: &[u32]) -> Words {
         let (n, limbs, digits) = (self.ring.n(), self.shape.limbs, self.shape.digits());
-        let mut out = vec![0; self.shape.polys * 2 * limbs * n];
+        let mut out = self.pool.take(self.shape.polys * 2 * limbs * n);
         out.par_chunks_mut(2 * limbs * n).zip(x.par_chunks(limbs * n)).for_each(|(out, x)| {
             // [rows][2][N], the inner products in the coefficient domain.
-            let mut wide = vec![0; self.rows.len() * 2 * n];
+            let mut wide = self.pool.take(self.rows.len() * 2 * n);
             wide.par_chunks_mut(2 * n).enumerate().for_each_init(
-                || vec![0; digits * n],
+                || self.pool.take(digits * n),
                 |decomposed, (row, wide)| {
                     self.decompose_row(row, x, decomposed);
                     self.inner_product(row, decomposed, key, wide);
@@ -50,17 +52,17 @@ impl<'a> KeySwitch<'a> {
     }
 
     /// `x` is `[inputs][2][limbs][N]`, the result `[rotations][2][limbs][N]`; see [`crate::engine::Backend::rotate`].
-    pub(super) fn rotate(&self, x: &[u32], keys: &[u32], rotations: &[Rotation]) -> Vec<u32> {
+    pub(super) fn rotate(&self, x: &[u32], keys: &[u32], rotations: &[Rotation]) -> Words {
         let (n, limbs, digits) = (self.ring.n(), self.shape.limbs, self.shape.digits());
         let ciphertext = 2 * limbs * n;
-        let mut out = vec![0; rotations.len() * ciphertext];
+        let mut out = self.pool.take(rotations.len() * ciphertext);
         let mut order: Vec<usize> = (0..rotations.len()).collect();
         order.sort_by_key(|&r| rotations[r].input);
         let mut outs: Vec<_> = out.chunks_mut(ciphertext).map(Some).collect();
         // One decomposition, [rows][digits][N] in the NTT domain, at a time.
         for group in order.chunk_by(|&a, &b| rotations[a].input == rotations[b].input) {
             let x = &x[rotations[group[0]].input * ciphertext..][..ciphertext];
-            let mut decomposed = vec![0; self.rows.len() * digits * n];
+            let mut decomposed = self.pool.take(self.rows.len() * digits * n);
             decomposed
                 .par_chunks_mut(digits * n)
                 .enumerate()
@@ -69,9 +71,9 @@ impl<'a> KeySwitch<'a> {
             tasks.into_par_iter().for_each(|(Rotation { element, key, .. }, out)| {
                 let key = &keys[key * self.shape.key_words(self.ring)..];
                 let sources = permute::ntt_sources(n, element);
-                let mut wide = vec![0; self.rows.len() * 2 * n];
+                let mut wide = self.pool.take(self.rows.len() * 2 * n);
                 wide.par_chunks_mut(2 * n).enumerate().for_each_init(
-                    || vec![0; digits * n],
+                    || self.pool.take(digits * n),
                     |mapped, (row, wide)| {
                         let digits = decomposed[row * digits * n..][..digits * n].chunks(n);
                         mapped.chunks_mut(n).zip(digits).for_each(|(out, x)| permute::by_sources(&sources, x, out));

@@ -48,10 +48,48 @@ pub(super) trait Lanes: Copy {
         self.mul_high(a, b)
     }
 
+    /// Sums of the two products of signed 16-bit halves: `low(a) low(b) + high(a) high(b)`.
+    fn dot_halves(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `(low, carry)` with `x = low + 2^15 carry`, signed, `low` in `[0, 2^15)`.
+    fn carry(self, x: Self::Vector) -> (Self::Vector, Self::Vector);
+
+    /// `x[i mod WIDTH]` for every word `i` of `indices`.
+    fn permute(self, x: Self::Vector, indices: Self::Vector) -> Self::Vector;
     /// `a0 b0 a1 b1 ..`, as two vectors.
     fn interleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector);
     /// The inverse of [`Self::interleave`].
     fn deinterleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector);
+}
+
+/// What can run on any vectors.
+pub(super) trait WithLanes {
+    /// Runs on the vectors of `lanes`; must be `#[inline(always)]`.
+    fn with<L: Lanes>(self, lanes: L);
+}
+
+/// Runs `op` on the widest vectors of this machine of which a block of `words` words has a whole number.
+pub(super) fn with_widest(words: usize, op: impl WithLanes) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if words.is_multiple_of(V4::WIDTH)
+            && let Some(lanes) = V4::try_new()
+        {
+            return lanes.run(
+                #[inline(always)]
+                || op.with(lanes),
+            );
+        }
+        if words.is_multiple_of(V3::WIDTH)
+            && let Some(lanes) = V3::try_new()
+        {
+            return lanes.run(
+                #[inline(always)]
+                || op.with(lanes),
+            );
+        }
+    }
+    op.with(Portable);
 }
 
 /// Four lanes in plain Rust, for every processor; compilers turn them into 128-bit vectors.
@@ -117,6 +155,22 @@ impl Lanes for Portable {
     #[inline(always)]
     fn mul_high(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
         std::array::from_fn(|i| ((a[i] as u64 * b[i] as u64) >> 32) as u32)
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        let product = |x: u32, y: u32| (x as i16 as i32).wrapping_mul(y as i16 as i32);
+        std::array::from_fn(|i| product(a[i], b[i]).wrapping_add(product(a[i] >> 16, b[i] >> 16)) as u32)
+    }
+
+    #[inline(always)]
+    fn carry(self, x: [u32; 4]) -> ([u32; 4], [u32; 4]) {
+        (x.map(|x| x & 0x7fff), x.map(|x| (x as i32 >> 15) as u32))
+    }
+
+    #[inline(always)]
+    fn permute(self, x: [u32; 4], indices: [u32; 4]) -> [u32; 4] {
+        indices.map(|i| x[i as usize % 4])
     }
 
     #[inline(always)]
@@ -201,6 +255,21 @@ impl Lanes for V3 {
         let odd = self.avx2._mm256_mul_epu32(self.avx2._mm256_srli_epi64::<32>(a), b);
         let even = self.avx2._mm256_srli_epi64::<32>(self.avx2._mm256_mul_epu32(a, b));
         self.avx2._mm256_blend_epi32::<0b1010_1010>(even, odd)
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_madd_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn carry(self, x: Self::Vector) -> (Self::Vector, Self::Vector) {
+        (self.avx2._mm256_and_si256(x, self.splat(0x7fff)), self.avx2._mm256_srai_epi32::<15>(x))
+    }
+
+    #[inline(always)]
+    fn permute(self, x: Self::Vector, indices: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_permutevar8x32_epi32(x, indices)
     }
 
     #[inline(always)]
@@ -292,6 +361,21 @@ impl Lanes for V4 {
     }
 
     #[inline(always)]
+    fn dot_halves(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512bw._mm512_madd_epi16(a, b)
+    }
+
+    #[inline(always)]
+    fn carry(self, x: Self::Vector) -> (Self::Vector, Self::Vector) {
+        (self.avx512f._mm512_and_si512(x, self.splat(0x7fff)), self.avx512f._mm512_srai_epi32::<15>(x))
+    }
+
+    #[inline(always)]
+    fn permute(self, x: Self::Vector, indices: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_permutexvar_epi32(indices, x)
+    }
+
+    #[inline(always)]
     fn interleave(self, a: Self::Vector, b: Self::Vector) -> (Self::Vector, Self::Vector) {
         // Places 0..16 are a, 16..32 are b.
         const LOW: [u32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
@@ -344,13 +428,27 @@ mod tests {
         };
         let load = |x: &[u32]| lanes.load(&bytemuck::cast_slice(&x[..L::WIDTH])[0]);
         let (x, y) = (load(a), load(b));
-        let each = |f: fn(u32, u32) -> u32| a.iter().zip(b).take(L::WIDTH).map(|(&a, &b)| f(a, b)).collect::<Vec<_>>();
+        let each =
+            |f: &dyn Fn(u32, u32) -> u32| a.iter().zip(b).take(L::WIDTH).map(|(&a, &b)| f(a, b)).collect::<Vec<_>>();
         let high = |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32;
-        assert_eq!(words(lanes.add(x, y)), each(u32::wrapping_add));
-        assert_eq!(words(lanes.sub(x, y)), each(u32::wrapping_sub));
-        assert_eq!(words(lanes.min(x, y)), each(u32::min));
-        assert_eq!(words(lanes.mul_low(x, y)), each(u32::wrapping_mul));
-        assert_eq!(words(lanes.mul_high(x, y)), each(high));
+        assert_eq!(words(lanes.add(x, y)), each(&u32::wrapping_add));
+        assert_eq!(words(lanes.sub(x, y)), each(&u32::wrapping_sub));
+        assert_eq!(words(lanes.min(x, y)), each(&u32::min));
+        assert_eq!(words(lanes.mul_low(x, y)), each(&u32::wrapping_mul));
+        assert_eq!(words(lanes.mul_high(x, y)), each(&high));
+        let product = |a: u32, b: u32| (a as i16 as i32) * (b as i16 as i32);
+        let dot = |a: u32, b: u32| product(a, b).wrapping_add(product(a >> 16, b >> 16)) as u32;
+        assert_eq!(words(lanes.dot_halves(x, y)), each(&dot));
+        let (low, carry) = lanes.carry(x);
+        assert_eq!(words(low), a[..L::WIDTH].iter().map(|&a| a & 0x7fff).collect::<Vec<_>>());
+        assert_eq!(
+            words(carry),
+            a[..L::WIDTH].iter().map(|&a| (a as i32).div_euclid(1 << 15) as u32).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            words(lanes.permute(x, y)),
+            b[..L::WIDTH].iter().map(|&i| a[i as usize % L::WIDTH]).collect::<Vec<_>>()
+        );
         assert_eq!(
             words(lanes.mul_high_by_pairs(x, lanes.splat(b[0]))),
             a[..L::WIDTH].iter().map(|&a| high(a, b[0])).collect::<Vec<_>>()

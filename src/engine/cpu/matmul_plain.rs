@@ -2,7 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::inner_product::{self, Term};
+use super::{
+    inner_product::{self, Term},
+    pool::{Pool, Words},
+};
 use crate::engine::{MatmulShape, RnsRing};
 
 /// One output row pair: both parts of one limb of one output ciphertext.
@@ -14,10 +17,10 @@ struct Task<'a> {
 }
 
 /// `out[g][o] = sum_i ct[g][i] * plain[g][o][i]`; layouts as in [`crate::engine::Backend::matmul_plain`], sizes checked.
-pub(super) fn matmul_plain(ring: &RnsRing, ct: &[u32], plain: &[u32], shape: MatmulShape) -> Vec<u32> {
+pub(super) fn matmul_plain(ring: &RnsRing, pool: &Pool, ct: &[u32], plain: &[u32], shape: MatmulShape) -> Words {
     let MatmulShape { groups, inputs, outputs, limbs } = shape;
     let n = ring.n();
-    let mut out = vec![0; groups * outputs * 2 * limbs * n];
+    let mut out = pool.take(groups * outputs * 2 * limbs * n);
     let mut tasks = Vec::with_capacity(groups * outputs * limbs);
     for (index, ciphertext) in out.chunks_mut(2 * limbs * n).enumerate() {
         let (c0, c1) = ciphertext.split_at_mut(limbs * n);

@@ -11,6 +11,7 @@ mod ntt;
 mod permute;
 pub(crate) mod plain_ntt;
 mod pointwise;
+mod pool;
 mod residue;
 mod ring_gemm;
 mod simd;
@@ -22,7 +23,11 @@ use std::{
 
 use rayon::prelude::*;
 
-use self::{key_switch::KeySwitch, ntt::CpuNtt};
+use self::{
+    key_switch::KeySwitch,
+    ntt::CpuNtt,
+    pool::{Pool, Words},
+};
 pub use self::{
     ntt::NttLibrary,
     ring_gemm::{RingElement, matmul, matmul_transposed},
@@ -36,15 +41,23 @@ use super::{
 /// [`Backend`] on CPU threads.
 ///
 /// Words that are not canonical residues give unspecified residues, never a panic.
+///
+/// Memory of dropped buffers is kept for the next ones, [`CpuBackend::DEFAULT_KEPT_BYTES`] at most unless
+/// [`CpuBackend::keep_bytes`] says otherwise. It may hold what the buffers held, secrets too, until it is used again; it is
+/// wiped before it goes back to the system, all of it when the backend is dropped.
 pub struct CpuBackend {
     library: NttLibrary,
     /// `None` is rayon's shared pool, or whichever pool the caller runs in.
-    pool: Option<rayon::ThreadPool>,
+    threads: Option<rayon::ThreadPool>,
+    memory: Pool,
     tables: TableCache,
     ops: OpCounter,
 }
 
 impl CpuBackend {
+    /// Bytes of dropped buffers that are kept by default: 512 MiB.
+    pub const DEFAULT_KEPT_BYTES: usize = 512 << 20;
+
     /// The fastest NTT of this build on `threads` threads of its own, or on rayon's shared pool.
     pub fn new(threads: Option<usize>) -> Self {
         Self::with_ntt(NttLibrary::default(), threads)
@@ -58,25 +71,37 @@ impl CpuBackend {
             let builder = rayon::ThreadPoolBuilder::new().num_threads(count.max(1));
             builder.thread_name(|i| format!("heliostat-cpu-{i}")).build()
         };
-        let pool = threads.and_then(|count| {
+        let threads = threads.and_then(|count| {
             build(count).inspect_err(|e| log::warn!("no pool of {count} CPU threads ({e}): using the shared one")).ok()
         });
-        Self { library, pool, tables: TableCache::default(), ops: OpCounter::new() }
+        Self {
+            library,
+            threads,
+            memory: Pool::new(Self::DEFAULT_KEPT_BYTES),
+            tables: TableCache::default(),
+            ops: OpCounter::new(),
+        }
+    }
+
+    /// The same backend keeping at most `bytes` of dropped buffers; 0 keeps none.
+    pub fn keep_bytes(mut self, bytes: usize) -> Self {
+        self.memory = Pool::new(bytes);
+        self
     }
 
     /// Threads that operations run on.
     pub fn threads(&self) -> usize {
-        self.pool.as_ref().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads)
+        self.threads.as_ref().map_or_else(rayon::current_num_threads, rayon::ThreadPool::current_num_threads)
     }
 
     /// Runs `f` on the backend's threads, counts it and wraps the result.
-    fn run(&self, op: Op, f: impl FnOnce() -> Vec<u32> + Send) -> Buffer {
+    fn run(&self, op: Op, f: impl FnOnce() -> Words + Send) -> Buffer {
         self.ops.cpu(op);
         wrap(self.install(f))
     }
 
     fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
-        match &self.pool {
+        match &self.threads {
             Some(pool) => pool.install(f),
             None => f(),
         }
@@ -94,7 +119,7 @@ impl CpuBackend {
         check::batch(op, ring, "the input", x.len(), shape)?;
         Ok(self.run(op, || {
             let (n, plans) = (ring.n(), self.tables.of(ring, self.library));
-            let mut out = vec![0; x.len()];
+            let mut out = self.memory.take(x.len());
             out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
                 out.copy_from_slice(x);
                 transform(plans[row % shape.limbs].as_ref(), out);
@@ -110,12 +135,12 @@ impl CpuBackend {
         a: &Buffer,
         b: &Buffer,
         shape: Shape,
-        f: impl Fn(&RnsRing, usize, &[u32], &[u32]) -> Vec<u32> + Sync,
+        f: impl Fn(&RnsRing, &Pool, usize, &[u32], &[u32]) -> Words + Sync,
     ) -> Result<Buffer> {
         let (a, b) = (words(op, a)?, words(op, b)?);
         check::batch(op, ring, "the first operand", a.len(), shape)?;
         check::batch(op, ring, "the second operand", b.len(), shape)?;
-        Ok(self.run(op, || f(ring, shape.limbs, a, b)))
+        Ok(self.run(op, || f(ring, &self.memory, shape.limbs, a, b)))
     }
 }
 
@@ -136,7 +161,9 @@ impl Backend for CpuBackend {
 
     fn upload(&self, words: &[u32]) -> Result<Buffer> {
         self.ops.cpu(Op::Upload);
-        Ok(wrap(words.to_vec()))
+        let mut copy = self.memory.take(words.len());
+        copy.copy_from_slice(words);
+        Ok(wrap(copy))
     }
 
     fn download(&self, x: &Buffer) -> Result<Vec<u32>> {
@@ -178,7 +205,7 @@ impl Backend for CpuBackend {
         for (what, x) in [("the sum", acc), ("the first factor", a), ("the second factor", b)] {
             check::batch(op, ring, what, x.len(), shape)?;
         }
-        Ok(self.run(op, || pointwise::mul_accumulate(ring, shape.limbs, acc, a, b)))
+        Ok(self.run(op, || pointwise::mul_accumulate(ring, &self.memory, shape.limbs, acc, a, b)))
     }
 
     fn mul_scalar(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, scalars: &[u32]) -> Result<Buffer> {
@@ -186,19 +213,19 @@ impl Backend for CpuBackend {
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
         operand::scalars(ring, shape, scalars)?;
-        Ok(self.run(op, || pointwise::mul_scalar(ring, x, scalars)))
+        Ok(self.run(op, || pointwise::mul_scalar(ring, &self.memory, x, scalars)))
     }
 
     fn matmul_plain(&self, ring: &Arc<RnsRing>, ct: &Buffer, plain: &Buffer, shape: MatmulShape) -> Result<Buffer> {
         let op = Op::MatmulPlain;
         let (ct, plain) = (words(op, ct)?, words(op, plain)?);
         operand::matmul(ring, ct.len(), plain.len(), shape)?;
-        Ok(self.run(op, || matmul_plain::matmul_plain(ring, ct, plain, shape)))
+        Ok(self.run(op, || matmul_plain::matmul_plain(ring, &self.memory, ct, plain, shape)))
     }
 
     fn expand(&self, ring: &Arc<RnsRing>, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
         operand::positions(ring, limbs, values, positions)?;
-        Ok(self.run(Op::Expand, || permute::expand(ring, limbs, values, positions)))
+        Ok(self.run(Op::Expand, || permute::expand(ring, &self.memory, limbs, values, positions)))
     }
 
     fn pack_step(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, shift: usize) -> Result<(Buffer, Buffer)> {
@@ -207,7 +234,7 @@ impl Backend for CpuBackend {
         check::batch(op, ring, "the input", x.len(), shape)?;
         operand::packing(ring, shape, shift)?;
         self.ops.cpu(op);
-        let (sum, difference) = self.install(|| permute::pack_step(ring, x, shape, shift));
+        let (sum, difference) = self.install(|| permute::pack_step(ring, &self.memory, x, shape, shift));
         Ok((wrap(sum), wrap(difference)))
     }
 
@@ -216,7 +243,7 @@ impl Backend for CpuBackend {
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
         operand::galois_element(op, ring, g)?;
-        Ok(self.run(op, || permute::automorphism(ring, x, shape.limbs, g)))
+        Ok(self.run(op, || permute::automorphism(ring, &self.memory, x, shape.limbs, g)))
     }
 
     fn automorphism_ntt(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, g: usize) -> Result<Buffer> {
@@ -224,7 +251,7 @@ impl Backend for CpuBackend {
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
         operand::galois_element(op, ring, g)?;
-        Ok(self.run(op, || permute::automorphism_ntt(ring, x, g)))
+        Ok(self.run(op, || permute::automorphism_ntt(ring, &self.memory, x, g)))
     }
 
     fn key_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: KeySwitchShape, key: &Buffer) -> Result<Buffer> {
@@ -233,7 +260,7 @@ impl Backend for CpuBackend {
         operand::key_switch(ring, x.len(), shape, key.len())?;
         Ok(self.run(op, || {
             let plans = self.tables.of(ring, self.library);
-            KeySwitch::new(ring, &plans, shape).run(x, key)
+            KeySwitch::new(ring, &plans, shape, &self.memory).run(x, key)
         }))
     }
 
@@ -250,7 +277,7 @@ impl Backend for CpuBackend {
         operand::rotate(ring, x.len(), shape, keys.len(), rotations)?;
         Ok(self.run(op, || {
             let plans = self.tables.of(ring, self.library);
-            KeySwitch::new(ring, &plans, shape).rotate(x, keys, rotations)
+            KeySwitch::new(ring, &plans, shape, &self.memory).rotate(x, keys, rotations)
         }))
     }
 
@@ -265,14 +292,14 @@ impl Backend for CpuBackend {
         let op = Op::BaseConvert;
         let x = words(op, x)?;
         operand::base_convert(ring, x.len(), polys, &from, &to)?;
-        Ok(self.run(op, || convert::base_convert(ring, x, from, to)))
+        Ok(self.run(op, || convert::base_convert(ring, &self.memory, x, from, to)))
     }
 
     fn modular_gemm(&self, ring: &Arc<RnsRing>, x: &Buffer, weights: &Buffer, shape: GemmShape) -> Result<Buffer> {
         let op = Op::ModularGemm;
         let (x, weights) = (words(op, x)?, words(op, weights)?);
         operand::modular_gemm(ring, x.len(), weights.len(), shape)?;
-        Ok(self.run(op, || gemm::modular_gemm(ring, x, weights, shape)))
+        Ok(self.run(op, || gemm::modular_gemm(ring, &self.memory, x, weights, shape)))
     }
 
     fn ring_gemm(&self, a: &Buffer, b: &Buffer, operand: RingOperand, shape: RingGemmShape) -> Result<Buffer> {
@@ -280,7 +307,7 @@ impl Backend for CpuBackend {
         let (a, b) = (words(op, a)?, words(op, b)?);
         operand::ring_gemm(a.len(), b.len(), operand, shape)?;
         self.ops.cpu(op);
-        Ok(wrap(self.install(|| ring_gemm::ring_gemm(a, b, operand, shape))?))
+        Ok(wrap(self.install(|| ring_gemm::ring_gemm(&self.memory, a, b, operand, shape))?))
     }
 
     fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
@@ -289,7 +316,7 @@ impl Backend for CpuBackend {
         operand::expand_matrix(ring, weights.len(), shape)?;
         Ok(self.run(op, || {
             let plans = self.tables.of(ring, self.library);
-            let mut out = permute::expand_matrix(ring, weights, shape);
+            let mut out = permute::expand_matrix(ring, &self.memory, weights, shape);
             let rows = out.par_chunks_mut(ring.n()).enumerate();
             rows.for_each(|(row, out)| plans[row % shape.limbs].forward(out));
             out
@@ -301,7 +328,7 @@ impl Backend for CpuBackend {
         let sources = sources.iter().map(|x| words(op, x)).collect::<Result<Vec<_>>>()?;
         let lengths: Vec<usize> = sources.iter().map(|x| x.len()).collect();
         operand::gather(&lengths, item_words, items)?;
-        Ok(self.run(op, || permute::gather(&sources, item_words, items)))
+        Ok(self.run(op, || permute::gather(&self.memory, &sources, item_words, items)))
     }
 
     fn mod_switch(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, target: usize) -> Result<Buffer> {
@@ -309,18 +336,18 @@ impl Backend for CpuBackend {
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
         operand::target(shape, target)?;
-        Ok(self.run(op, || mod_switch::mod_switch(ring, x, shape, target)))
+        Ok(self.run(op, || mod_switch::mod_switch(ring, &self.memory, x, shape, target)))
     }
 }
 
-fn wrap(words: Vec<u32>) -> Buffer {
+fn wrap(words: Words) -> Buffer {
     Buffer::new(words.len(), words)
 }
 
 fn words(op: Op, x: &Buffer) -> Result<&[u32]> {
-    let found = x.downcast::<Vec<u32>>();
+    let found = x.downcast::<Words>();
     check::require(op, found.is_some(), || "the buffer belongs to another backend; download and upload it".into())?;
-    Ok(found.map_or(&[], Vec::as_slice))
+    Ok(found.map_or(&[], |words| words))
 }
 
 /// NTT tables by ring, the most recently used ones.

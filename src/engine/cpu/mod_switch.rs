@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
+    pool::{Pool, Words},
     residue::{Reducer, mul_shoup, reduce_once},
     simd,
 };
@@ -12,11 +13,13 @@ use crate::{
 };
 
 /// Drops limbs `target..shape.limbs`, last one first; sizes checked.
-pub(super) fn mod_switch(ring: &RnsRing, x: &[u32], shape: Shape, target: usize) -> Vec<u32> {
+pub(super) fn mod_switch(ring: &RnsRing, pool: &Pool, x: &[u32], shape: Shape, target: usize) -> Words {
     let n = ring.n();
-    let mut out = vec![0; shape.polys * target * n];
+    let mut out = pool.take(shape.polys * target * n);
     out.par_chunks_mut(target * n).zip(x.par_chunks(shape.limbs * n)).for_each(|(out, x)| {
-        let mut x = x.to_vec();
+        let mut scratch = pool.take(x.len());
+        scratch.copy_from_slice(x);
+        let x = &mut *scratch;
         for dropped in (target..shape.limbs).rev() {
             let (kept, rest) = x.split_at_mut(dropped * n);
             kept.par_chunks_mut(n).enumerate().with_min_len(4).for_each(|(limb, kept)| {

@@ -4,15 +4,17 @@ use rayon::prelude::*;
 
 use super::{
     gemm::small,
+    lanes::{Lanes, WithLanes, with_widest},
+    pool::{Pool, Words},
     residue::{add, sub},
     simd,
 };
 use crate::engine::{ExpandShape, GatherItem, RnsRing, Shape};
 
 /// `f(X) -> f(X^g)` on every row of N coefficients; `g` odd below 2N.
-pub(super) fn automorphism(ring: &RnsRing, x: &[u32], limbs: usize, g: usize) -> Vec<u32> {
+pub(super) fn automorphism(ring: &RnsRing, pool: &Pool, x: &[u32], limbs: usize, g: usize) -> Words {
     let n = ring.n();
-    let mut out = vec![0; x.len()];
+    let mut out = pool.take(x.len());
     out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
         let p = ring.moduli()[row % limbs].value();
         let mut to = 0;
@@ -40,33 +42,68 @@ pub(super) fn add_automorphism(ring: &RnsRing, x: &[u32], g: usize, out: &mut [u
 }
 
 /// `f(X) -> f(X^g)` on every row of N values in the NTT domain.
-pub(super) fn automorphism_ntt(ring: &RnsRing, x: &[u32], g: usize) -> Vec<u32> {
+pub(super) fn automorphism_ntt(ring: &RnsRing, pool: &Pool, x: &[u32], g: usize) -> Words {
     let n = ring.n();
     let sources = ntt_sources(n, g);
-    let mut out = vec![0; x.len()];
+    let mut out = pool.take(x.len());
     out.par_chunks_mut(n).zip(x.par_chunks(n)).for_each(|(out, x)| by_sources(&sources, x, out));
     out
 }
 
 /// Where each value of `f(X^g)` stands in `f`, NTT domain: index `i` holds the value at `psi^(2 brv(i) + 1)`.
+///
+/// The values of an aligned block of `2^b` indices stand in one aligned block too: their exponents `2 brv(i) + 1` agree in
+/// all but the `b` highest bits, and so do their products with `g`. Within the block the order depends on these `b` bits of
+/// the first product only, so that it comes from a table.
 pub(super) fn ntt_sources(n: usize, g: usize) -> Vec<u32> {
-    let log_n = n.trailing_zeros();
-    let brv = |i: usize| i.reverse_bits() >> (usize::BITS - log_n);
-    (0..n).map(|i| brv((((2 * brv(i) + 1) * g) & (2 * n - 1)) >> 1) as u32).collect()
+    /// Indices of a block.
+    const BLOCK: usize = 8;
+    let (log_n, high) = (n.trailing_zeros(), n / BLOCK);
+    let brv = |i: usize, bits: u32| i.reverse_bits() >> (usize::BITS - bits);
+    let log_block = BLOCK.trailing_zeros();
+    let orders: [[u32; BLOCK]; BLOCK] = std::array::from_fn(|first| {
+        std::array::from_fn(|i| brv((first + brv(i, log_block) * g) % BLOCK, log_block) as u32)
+    });
+    let mut sources = vec![0; n];
+    for (block, sources) in sources.chunks_exact_mut(BLOCK).enumerate() {
+        let exponent = (((2 * brv(block * BLOCK, log_n) + 1) * g) & (2 * n - 1)) >> 1;
+        let base = (brv(exponent, log_n) & !(BLOCK - 1)) as u32;
+        for (source, order) in sources.iter_mut().zip(orders[exponent / high]) {
+            *source = base + order;
+        }
+    }
+    sources
 }
 
-/// `out[i] = x[sources[i]]`.
+/// `out[i] = x[sources[i]]`, `sources` by [`ntt_sources`].
 pub(super) fn by_sources(sources: &[u32], x: &[u32], out: &mut [u32]) {
-    for (out, &source) in out.iter_mut().zip(sources) {
-        *out = x[source as usize];
+    with_widest(out.len(), BySources { sources, x, out });
+}
+
+struct BySources<'a> {
+    sources: &'a [u32],
+    x: &'a [u32],
+    out: &'a mut [u32],
+}
+
+impl WithLanes for BySources<'_> {
+    #[inline(always)]
+    fn with<L: Lanes>(self, lanes: L) {
+        let x: &[L::Words] = bytemuck::cast_slice(self.x);
+        let sources = self.sources.chunks_exact(L::WIDTH);
+        for (out, sources) in bytemuck::cast_slice_mut::<u32, L::Words>(self.out).iter_mut().zip(sources) {
+            // A vector comes from one vector: see `ntt_sources`.
+            let from = lanes.load(&x[sources[0] as usize / L::WIDTH]);
+            lanes.store(out, lanes.permute(from, lanes.repeat(sources, L::LOG_WIDTH)));
+        }
     }
 }
 
 /// `(E + X^shift O, E - X^shift O)` with `E` the first and `O` the second half of the batch; `shift < N`.
-pub(super) fn pack_step(ring: &RnsRing, x: &[u32], shape: Shape, shift: usize) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn pack_step(ring: &RnsRing, pool: &Pool, x: &[u32], shape: Shape, shift: usize) -> (Words, Words) {
     let n = ring.n();
     let (even, odd) = x.split_at(x.len() / 2);
-    let (mut sum, mut difference) = (vec![0; even.len()], vec![0; even.len()]);
+    let (mut sum, mut difference) = (pool.take(even.len()), pool.take(even.len()));
     let outs = sum.par_chunks_mut(n).zip(difference.par_chunks_mut(n));
     let ins = even.par_chunks(n).zip(odd.par_chunks(n));
     outs.zip(ins).enumerate().with_min_len(2).for_each(|(row, ((sum, difference), (even, odd)))| {
@@ -97,9 +134,9 @@ fn butterfly(sum: &mut [u32], difference: &mut [u32], a: &[u32], b: &[u32], p: u
 }
 
 /// Signed integers at `positions` to residues, `[values.len() / positions.len()][limbs][N]`.
-pub(super) fn expand(ring: &RnsRing, limbs: usize, values: &[i64], positions: &[u32]) -> Vec<u32> {
+pub(super) fn expand(ring: &RnsRing, pool: &Pool, limbs: usize, values: &[i64], positions: &[u32]) -> Words {
     let n = ring.n();
-    let mut out = vec![0; values.len() / positions.len() * limbs * n];
+    let mut out = pool.zeros(values.len() / positions.len() * limbs * n);
     out.par_chunks_mut(limbs * n).zip(values.par_chunks(positions.len())).for_each(|(out, values)| {
         for (out, modulus) in out.chunks_mut(n).zip(ring.moduli()) {
             for (&value, &at) in values.iter().zip(positions) {
@@ -112,9 +149,9 @@ pub(super) fn expand(ring: &RnsRing, limbs: usize, values: &[i64], positions: &[
 
 /// Weight polynomials of `coefficient` packing, coefficient domain; layouts as in
 /// [`crate::engine::Backend::expand_matrix`], sizes checked.
-pub(super) fn expand_matrix(ring: &RnsRing, weights: &[u32], shape: &ExpandShape) -> Vec<u32> {
+pub(super) fn expand_matrix(ring: &RnsRing, pool: &Pool, weights: &[u32], shape: &ExpandShape) -> Words {
     let (n, limbs) = (ring.n(), shape.limbs);
-    let mut out = vec![0; shape.outputs.len() * shape.inputs.len() * limbs * n];
+    let mut out = pool.zeros(shape.outputs.len() * shape.inputs.len() * limbs * n);
     out.par_chunks_mut(limbs * n).enumerate().for_each(|(poly, out)| {
         let group = shape.outputs.start + poly / shape.inputs.len();
         let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
@@ -132,14 +169,36 @@ pub(super) fn expand_matrix(ring: &RnsRing, weights: &[u32], shape: &ExpandShape
 }
 
 /// Items of `sources` in a new order, absent ones zero; sizes checked.
-pub(super) fn gather(sources: &[&[u32]], item_words: usize, items: &[GatherItem]) -> Vec<u32> {
-    let mut out = vec![0; items.len() * item_words];
+pub(super) fn gather(pool: &Pool, sources: &[&[u32]], item_words: usize, items: &[GatherItem]) -> Words {
+    let mut out = pool.take(items.len() * item_words);
     if item_words > 0 {
-        out.par_chunks_mut(item_words).zip(items).for_each(|(out, item)| {
-            if let Some((source, index)) = *item {
-                out.copy_from_slice(&sources[source][index * item_words..][..item_words]);
-            }
+        out.par_chunks_mut(item_words).zip(items).for_each(|(out, item)| match *item {
+            Some((source, index)) => out.copy_from_slice(&sources[source][index * item_words..][..item_words]),
+            None => out.fill(0),
         });
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ntt_sources_are_the_definition_and_stay_in_vectors() {
+        for log_n in [3, 4, 5, 6, 10] {
+            let n = 1 << log_n;
+            let brv = |i: usize| i.reverse_bits() >> (usize::BITS - log_n);
+            for g in (1..2 * n).step_by(2) {
+                let sources = ntt_sources(n, g);
+                for i in 0..n {
+                    assert_eq!(sources[i] as usize, brv(((2 * brv(i) + 1) * g % (2 * n)) / 2), "N = {n}, g = {g}, {i}");
+                }
+                let x: Vec<u32> = (0..n as u32).map(|i| i * 7 + 1).collect();
+                let mut out = vec![0; n];
+                by_sources(&sources, &x, &mut out);
+                assert!(out.iter().zip(&sources).all(|(&y, &from)| y == x[from as usize]), "N = {n}, g = {g}");
+            }
+        }
+    }
 }

@@ -9,10 +9,7 @@
 //! A butterfly of vectors is 12 instructions, 4 of them multiplications; up to three stages run in registers between a
 //! load and a store, so that the multipliers are the limit and not the cache.
 
-#[cfg(target_arch = "x86_64")]
-use pulp::x86::{V3, V4};
-
-use super::lanes::{Lanes, Portable};
+use super::lanes::{Lanes, WithLanes, with_widest};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// Twiddle factors of one limb of a ring, as CPU and GPU use them.
@@ -72,41 +69,34 @@ impl Twiddles {
 
     /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
     pub fn forward(&self, x: &mut [u32]) {
-        self.with_lanes(x, Direction::Forward);
+        self.transform(x, Direction::Forward);
     }
 
     /// NTT domain in `[0, p)` to coefficients in `[0, p)`, `1/N` included, in place; `x.len() == N`.
     pub fn inverse(&self, x: &mut [u32]) {
-        self.with_lanes(x, Direction::Inverse);
+        self.transform(x, Direction::Inverse);
     }
 
-    /// Transforms by the widest vectors that this machine has and two of which fit the ring.
-    fn with_lanes(&self, x: &mut [u32], direction: Direction) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if x.len() >= 2 * V4::WIDTH
-                && let Some(lanes) = V4::try_new()
-            {
-                return self.transform(lanes, x, direction);
-            }
-            if x.len() >= 2 * V3::WIDTH
-                && let Some(lanes) = V3::try_new()
-            {
-                return self.transform(lanes, x, direction);
-            }
+    fn transform(&self, x: &mut [u32], direction: Direction) {
+        // Blocks of two vectors are the shortest.
+        with_widest(x.len() / 2, Transform { tables: self, x, direction });
+    }
+}
+
+struct Transform<'a> {
+    tables: &'a Twiddles,
+    x: &'a mut [u32],
+    direction: Direction,
+}
+
+impl WithLanes for Transform<'_> {
+    #[inline(always)]
+    fn with<L: Lanes>(self, lanes: L) {
+        let (vectors, x) = (Vectors::new(self.tables, lanes), bytemuck::cast_slice_mut(self.x));
+        match self.direction {
+            Direction::Forward => vectors.forward(x),
+            Direction::Inverse => vectors.inverse(x),
         }
-        self.transform(Portable, x, direction);
-    }
-
-    fn transform<L: Lanes>(&self, lanes: L, x: &mut [u32], direction: Direction) {
-        let ntt = Vectors::new(self, lanes);
-        lanes.run(
-            #[inline(always)]
-            || match direction {
-                Direction::Forward => ntt.forward(bytemuck::cast_slice_mut(x)),
-                Direction::Inverse => ntt.inverse(bytemuck::cast_slice_mut(x)),
-            },
-        );
     }
 }
 
@@ -150,8 +140,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
 
     #[inline(always)]
     fn forward(self, x: &mut [L::Words]) {
-        if x.len() < TAIL {
-            return self.forward_tails::<2>(x, 1);
+        match x.len() {
+            2 => return self.forward_tails::<2>(x, 1),
+            4 => return self.forward_tails::<4>(x, 1),
+            _ => {}
         }
         if x.len() * L::WIDTH <= CACHED_WORDS {
             return self.forward_cached(x, 1);
@@ -248,8 +240,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
 
     #[inline(always)]
     fn inverse(self, x: &mut [L::Words]) {
-        if x.len() < TAIL {
-            return self.inverse_tails::<2>(x, 1);
+        match x.len() {
+            2 => return self.inverse_tails::<2>(x, 1),
+            4 => return self.inverse_tails::<4>(x, 1),
+            _ => {}
         }
         if x.len() * L::WIDTH <= CACHED_WORDS {
             return self.inverse_cached(x, 1);
@@ -416,8 +410,11 @@ fn stages_of_pass<L: Lanes>(stages: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "x86_64")]
+    use pulp::x86::{V3, V4};
+
     use super::*;
-    use crate::arith::primes::ntt_primes;
+    use crate::{arith::primes::ntt_primes, engine::cpu::lanes::Portable};
 
     /// `f(psi^(2*brv(i)+1))` by Horner's rule: quadratic, plainly right.
     fn naive(ring: &RnsRing, limb: usize, f: &[u32]) -> Vec<u32> {
@@ -433,20 +430,31 @@ mod tests {
 
     /// Both directions by every instruction set of this machine that fits: `(name, forward, inverse)`.
     fn by_every_instruction_set(tables: &Twiddles, f: &[u32]) -> Vec<(&'static str, Vec<u32>, Vec<u32>)> {
-        let both = |name, transform: &dyn Fn(&mut [u32], Direction)| {
-            let (mut forward, mut inverse) = (f.to_vec(), f.to_vec());
-            transform(&mut forward, Direction::Forward);
-            transform(&mut inverse, Direction::Inverse);
-            (name, forward, inverse)
-        };
-        let mut results = vec![both("portable", &|x, direction| tables.transform(Portable, x, direction))];
+        fn both<L: Lanes>(
+            lanes: L,
+            name: &'static str,
+            tables: &Twiddles,
+            f: &[u32],
+        ) -> (&'static str, Vec<u32>, Vec<u32>) {
+            let transformed = |direction| {
+                let mut x = f.to_vec();
+                let op = Transform { tables, x: &mut x, direction };
+                lanes.run(
+                    #[inline(always)]
+                    || op.with(lanes),
+                );
+                x
+            };
+            (name, transformed(Direction::Forward), transformed(Direction::Inverse))
+        }
+        let mut results = vec![both(Portable, "portable", tables, f)];
         #[cfg(target_arch = "x86_64")]
         if let (Some(lanes), true) = (V3::try_new(), f.len() >= 2 * V3::WIDTH) {
-            results.push(both("AVX2", &|x, direction| tables.transform(lanes, x, direction)));
+            results.push(both(lanes, "AVX2", tables, f));
         }
         #[cfg(target_arch = "x86_64")]
         if let (Some(lanes), true) = (V4::try_new(), f.len() >= 2 * V4::WIDTH) {
-            results.push(both("AVX-512", &|x, direction| tables.transform(lanes, x, direction)));
+            results.push(both(lanes, "AVX-512", tables, f));
         }
         results
     }

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
+    pool::{Pool, Words},
     residue::{self, Reducer, mul_shoup},
     simd,
 };
@@ -12,8 +13,8 @@ use crate::{arith::Modulus, engine::RnsRing};
 const ROWS_A_TASK: usize = 4;
 
 /// `a + b` on batches `[polys][limbs][N]`.
-pub(super) fn add(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
-    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+pub(super) fn add(ring: &RnsRing, pool: &Pool, limbs: usize, a: &[u32], b: &[u32]) -> Words {
+    zip_rows(ring, pool, limbs, a, b, |m, out, a, b| {
         let p = m.value();
         simd::dispatch(
             #[inline(always)]
@@ -23,8 +24,8 @@ pub(super) fn add(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
 }
 
 /// `a - b` on batches `[polys][limbs][N]`.
-pub(super) fn sub(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
-    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+pub(super) fn sub(ring: &RnsRing, pool: &Pool, limbs: usize, a: &[u32], b: &[u32]) -> Words {
+    zip_rows(ring, pool, limbs, a, b, |m, out, a, b| {
         let p = m.value();
         simd::dispatch(
             #[inline(always)]
@@ -34,8 +35,8 @@ pub(super) fn sub(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
 }
 
 /// `a * b` on batches `[polys][limbs][N]`.
-pub(super) fn mul(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32> {
-    zip_rows(ring, limbs, a, b, |m, out, a, b| {
+pub(super) fn mul(ring: &RnsRing, pool: &Pool, limbs: usize, a: &[u32], b: &[u32]) -> Words {
+    zip_rows(ring, pool, limbs, a, b, |m, out, a, b| {
         let reducer = Reducer::new(m);
         simd::dispatch(
             #[inline(always)]
@@ -45,9 +46,9 @@ pub(super) fn mul(ring: &RnsRing, limbs: usize, a: &[u32], b: &[u32]) -> Vec<u32
 }
 
 /// `acc + a * b` on batches `[polys][limbs][N]`.
-pub(super) fn mul_accumulate(ring: &RnsRing, limbs: usize, acc: &[u32], a: &[u32], b: &[u32]) -> Vec<u32> {
+pub(super) fn mul_accumulate(ring: &RnsRing, pool: &Pool, limbs: usize, acc: &[u32], a: &[u32], b: &[u32]) -> Words {
     let n = ring.n();
-    let mut out = vec![0; a.len()];
+    let mut out = pool.take(a.len());
     let rows = out.par_chunks_mut(n).zip(acc.par_chunks(n)).zip(a.par_chunks(n)).zip(b.par_chunks(n));
     rows.enumerate().with_min_len(ROWS_A_TASK).for_each(|(row, (((out, acc), a), b))| {
         let reducer = Reducer::new(ring.moduli()[row % limbs]);
@@ -64,9 +65,9 @@ pub(super) fn mul_accumulate(ring: &RnsRing, limbs: usize, acc: &[u32], a: &[u32
 }
 
 /// `x * scalars[limb]` on a batch `[polys][limbs][N]`, `limbs = scalars.len()`.
-pub(super) fn mul_scalar(ring: &RnsRing, x: &[u32], scalars: &[u32]) -> Vec<u32> {
+pub(super) fn mul_scalar(ring: &RnsRing, pool: &Pool, x: &[u32], scalars: &[u32]) -> Words {
     let n = ring.n();
-    let mut out = vec![0; x.len()];
+    let mut out = pool.take(x.len());
     let rows = out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().with_min_len(ROWS_A_TASK);
     rows.for_each(|(row, (out, x))| {
         let limb = row % scalars.len();
@@ -87,13 +88,14 @@ pub(super) fn mul_scalar(ring: &RnsRing, x: &[u32], scalars: &[u32]) -> Vec<u32>
 /// `f(modulus, out, a, b)` on every row of N residues.
 fn zip_rows(
     ring: &RnsRing,
+    pool: &Pool,
     limbs: usize,
     a: &[u32],
     b: &[u32],
     f: impl Fn(Modulus, &mut [u32], &[u32], &[u32]) + Sync,
-) -> Vec<u32> {
+) -> Words {
     let n = ring.n();
-    let mut out = vec![0; a.len()];
+    let mut out = pool.take(a.len());
     let rows = out.par_chunks_mut(n).zip(a.par_chunks(n)).zip(b.par_chunks(n));
     rows.enumerate()
         .with_min_len(ROWS_A_TASK)

@@ -9,7 +9,10 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use zeroize::Zeroize;
 
-use super::gemm::small;
+use super::{
+    gemm::small,
+    pool::{Pool, Words},
+};
 use crate::{
     arith::ShareModulus,
     engine::{EngineError, Op, Result, RingGemmShape, RingOperand, check},
@@ -219,7 +222,13 @@ impl<W: Word, const COLUMNS: usize> WithSimd for PanelProduct<'_, W, COLUMNS> {
 }
 
 /// Products on packed words; layouts as in [`crate::engine::Backend::ring_gemm`], sizes checked.
-pub(super) fn ring_gemm(a: &[u32], b: &[u32], operand: RingOperand, shape: RingGemmShape) -> Result<Vec<u32>> {
+pub(super) fn ring_gemm(
+    pool: &Pool,
+    a: &[u32],
+    b: &[u32],
+    operand: RingOperand,
+    shape: RingGemmShape,
+) -> Result<Words> {
     let RingGemmShape { bits, batch, rows, inner, cols } = shape;
     let words = shape.element_words();
     let modulus = ShareModulus::PowerOfTwo(bits);
@@ -227,7 +236,7 @@ pub(super) fn ring_gemm(a: &[u32], b: &[u32], operand: RingOperand, shape: RingG
         let element = |word: &[u32]| word.iter().rev().fold(0, |x, &w| x << 32 | w as u64);
         x.chunks(words).map(element).collect()
     };
-    let mut out = Vec::with_capacity(batch * rows * cols * words);
+    let mut out = pool.take(batch * rows * cols * words);
     for g in 0..batch {
         let mut left = elements(&a[g * rows * inner * words..][..rows * inner * words]);
         let mut product = match operand {
@@ -242,7 +251,10 @@ pub(super) fn ring_gemm(a: &[u32], b: &[u32], operand: RingOperand, shape: RingG
                 matmul(&left, &right, rows, inner, cols, modulus)?
             }
         };
-        out.extend(product.iter().flat_map(|&x| [x as u32, (x >> 32) as u32].into_iter().take(words)));
+        let out = &mut out[g * rows * cols * words..][..rows * cols * words];
+        for (out, &x) in out.chunks_mut(words).zip(&product) {
+            out.copy_from_slice(&[x as u32, (x >> 32) as u32][..words]);
+        }
         left.zeroize();
         product.zeroize();
     }
