@@ -1,18 +1,26 @@
 //! What client and server share: a parameter set on a backend, and counters.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{ParameterSet, Result};
-use crate::engine::{Backend, Buffer, RnsRing, Shape};
+use super::{HeError, ParameterSet, Result};
+use crate::engine::{
+    Backend, Buffer, EngineError, ExpandShape, RnsRing, Shape,
+    schedule::{Capacity, CostModel, Demand, Scheduler, Work},
+};
 
 /// A parameter set on a device.
 pub struct BfvContext {
     backend: Arc<dyn Backend>,
     params: ParameterSet,
     tile_words: usize,
+    capacity: Capacity,
+    /// Started when first asked for.
+    scheduler: Mutex<Option<Arc<Scheduler>>>,
+    costs: OnceLock<CostModel>,
+    expands_matrices: OnceLock<bool>,
     counts: AtomicCounters,
 }
 
@@ -24,6 +32,11 @@ const CPU_TILE: usize = 1 << 22;
 
 /// Tiles that make up a device's memory budget.
 const BUDGET_TILES: u64 = 8;
+
+/// Tiles of them that may lie between tasks: the products of one batch and those of the next. On a CPU, where tasks follow one
+/// another, a second one would only push the first out of the caches before it is read again.
+const GPU_HELD: usize = 2;
+const CPU_HELD: usize = 1;
 
 /// How much homomorphic work a context has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
@@ -55,11 +68,34 @@ pub(super) struct AtomicCounters {
 impl BfvContext {
     /// The set `params` on `backend`.
     pub fn new(backend: Arc<dyn Backend>, params: ParameterSet) -> Arc<Self> {
-        let most = if backend.info().kind == "cpu" { CPU_TILE } else { GPU_TILE };
+        let (device, most, held) =
+            if backend.info().kind == "cpu" { (0, CPU_TILE, CPU_HELD) } else { (1, GPU_TILE, GPU_HELD) };
         // Several tiles are alive at a time (a step's input and output, the digits of a key switch), beside operands and keys.
         let share = backend.memory().budget.map_or(u64::MAX, |bytes| bytes / (4 * BUDGET_TILES));
         let tile_words = usize::try_from(share).map_or(most, |share| share.clamp(1, most));
-        Arc::new(Self { backend, params, tile_words, counts: AtomicCounters::default() })
+        let bytes = (held * tile_words) as u64 * 4;
+        let capacity = Capacity { device, threads: rayon::current_num_threads(), link: 1, bytes };
+        Self::with_limits(backend, params, tile_words, capacity)
+    }
+
+    /// As [`Self::new`] with tiles of `tile_words` words and graphs of tasks within `capacity`, where no place on a device's
+    /// queue means that CPU threads do its work. Results do not depend on either.
+    pub fn with_limits(
+        backend: Arc<dyn Backend>,
+        params: ParameterSet,
+        tile_words: usize,
+        capacity: Capacity,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            params,
+            tile_words,
+            capacity,
+            scheduler: Mutex::default(),
+            costs: OnceLock::new(),
+            expands_matrices: OnceLock::new(),
+            counts: AtomicCounters::default(),
+        })
     }
 
     /// The device.
@@ -81,6 +117,60 @@ impl BfvContext {
     /// eighth of its memory budget.
     pub fn tile_words(&self) -> usize {
         self.tile_words
+    }
+
+    /// What graphs of tasks on this device may use: its queue, or all threads where those do its work.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Whether the device has [`Backend::expand_matrix`], tried out once.
+    ///
+    /// # Errors
+    /// The device fails.
+    pub fn expands_matrices(&self) -> Result<bool> {
+        if let Some(&known) = self.expands_matrices.get() {
+            return Ok(known);
+        }
+        let one = ExpandShape { inner: 1, cols: 1, block: 1, columns: 1, limbs: 1, outputs: 0..1, inputs: 0..1 };
+        let weights = self.backend.upload(&[1])?;
+        let known = match self.backend.expand_matrix(self.ring(), &weights, &one) {
+            Ok(_) => true,
+            Err(EngineError::Unsupported { .. }) => false,
+            Err(e) => return Err(e.into()),
+        };
+        Ok(*self.expands_matrices.get_or_init(|| known))
+    }
+
+    /// What a task on the device wants.
+    pub fn device_demand(&self) -> Demand {
+        if self.capacity.device == 0 { Demand::threads(self.capacity.threads) } else { Demand::device() }
+    }
+
+    /// The scheduler of this device, one for all that use the context; its threads start with the first call.
+    ///
+    /// # Errors
+    /// The system gives no threads.
+    pub fn scheduler(&self) -> Result<Arc<Scheduler>> {
+        let mut scheduler = self.scheduler.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(scheduler) = &*scheduler {
+            return Ok(scheduler.clone());
+        }
+        let failed = |e: std::io::Error| HeError::Task { detail: format!("the scheduler cannot start a thread: {e}") };
+        let started = Arc::new(Scheduler::new(self.capacity).map_err(failed)?);
+        *scheduler = Some(started.clone());
+        Ok(started)
+    }
+
+    /// Estimates from now on follow `costs`; the first call counts. Only the order of tasks depends on them.
+    pub fn set_costs(&self, costs: CostModel) {
+        self.costs.get_or_init(|| costs);
+    }
+
+    /// Seconds that `work` on this set's ring will take.
+    pub fn estimate(&self, work: Work) -> f64 {
+        let (n, limbs) = (self.params.n(), self.params.limbs());
+        self.costs.get_or_init(|| CostModel::nominal(n, limbs)).estimate(&Work { n, limbs, ..work })
     }
 
     /// Work done so far.

@@ -57,6 +57,12 @@ pub enum HeError {
         /// `log2(q / 2t)`.
         budget: f64,
     },
+    /// A graph of tasks did not finish, for no fault of an operation.
+    #[error("{detail}")]
+    Task {
+        /// Which task, and what happened.
+        detail: String,
+    },
     /// Matrices or layouts that do not fit each other.
     #[error("{operation}: {detail}")]
     Shape {

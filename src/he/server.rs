@@ -15,10 +15,11 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, KeySwitchShape, MatmulShape, Rotation, Shape},
+    engine::{Buffer, ExpandShape, KeySwitchShape, MatmulShape, Rotation, Shape},
 };
 
-/// What a server needs of one client: its public key and its switching keys, on the device.
+/// What a server needs of one client: its public key and its switching keys, on the device. Clones share them.
+#[derive(Clone)]
 pub struct HeServer {
     ctx: Arc<BfvContext>,
     /// `[2][limbs][N]`, NTT domain.
@@ -59,6 +60,19 @@ impl HeServer {
         let positions: Vec<u32> = (0..stride as u32).collect();
         let plain = ctx.backend().expand(ctx.ring(), shape.limbs, values, &positions)?;
         let plain = ctx.ntt_forward(&plain, Shape { polys, limbs: shape.limbs })?;
+        ctx.count(|c| &c.products, polys);
+        Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
+    }
+
+    /// As [`Self::multiply`] for one group and a tile of a matrix of small integers that is on the device
+    /// ([`crate::engine::Backend::expand_matrix`]).
+    pub fn multiply_matrix(&self, ct: &Buffer, weights: &Buffer, tile: &ExpandShape) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        let shape =
+            MatmulShape { groups: 1, inputs: tile.inputs.len(), outputs: tile.outputs.len(), limbs: tile.limbs };
+        let polys = shape.outputs * shape.inputs;
+        let plain = ctx.backend().expand_matrix(ctx.ring(), weights, tile)?;
+        ctx.count(|c| &c.ntts, polys * tile.limbs);
         ctx.count(|c| &c.products, polys);
         Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
     }
@@ -110,6 +124,7 @@ impl HeServer {
     /// to the plan's limbs, drops low bits of c0 and keeps of it only the coefficients at `positions[pack]`.
     ///
     /// Returns the response and the mask at those positions, which is the server's share (the client's is message - mask).
+    /// These are three steps, of the host, the device and the host, which a product runs as tasks of their own.
     pub fn respond(
         &self,
         t: ShareModulus,
@@ -118,21 +133,43 @@ impl HeServer {
         positions: &[Vec<u32>],
         rng: &mut SecureRng,
     ) -> Result<(Response, Vec<u64>)> {
-        let (ctx, packs) = (&self.ctx, positions.len());
-        let params = ctx.params();
-        let shape = Shape { polys: packs * 2, limbs: params.limbs() };
-        let (blinded, masks) = self.blind(t, plan.flood_deviation, packed, packs, rng)?;
-        let x = ctx.backend().mod_switch(ctx.ring(), &blinded, shape, plan.limbs)?;
-        let x = ctx.backend().download(&x)?;
-        ctx.count(|c| &c.responded, packs);
+        let rngs = positions.iter().map(|_| rng.fork()).collect();
+        let blinding = self.sample_blinding(t, plan.flood_deviation, rngs);
+        self.finish(plan, packed, blinding)?.cut(self.ctx.params(), plan, positions)
+    }
 
-        let response = Response::cut(params, plan, positions, &x)?;
-        let masks = positions.iter().zip(masks.chunks(params.n()));
-        Ok((response, masks.flat_map(|(at, mask)| at.iter().map(|&i| mask[i as usize])).collect()))
+    /// The first, on the host: samples what [`Self::finish`] adds to as many packed ciphertexts as there are generators.
+    pub(crate) fn sample_blinding(&self, t: ShareModulus, flood_deviation: f64, rngs: Vec<SecureRng>) -> Blinding {
+        let params = self.ctx.params();
+        let (n, limbs, packs) = (params.n(), params.limbs(), rngs.len());
+        let mut masks = Zeroizing::new(vec![0u64; packs * n]);
+        let mut u = Zeroizing::new(vec![0u32; packs * limbs * n]);
+        let mut noise = Zeroizing::new(vec![0u32; packs * 2 * limbs * n]);
+        let encoder = Encoder::new(params.data(), t);
+        u.par_chunks_mut(limbs * n)
+            .zip(noise.par_chunks_mut(2 * limbs * n))
+            .zip(masks.par_chunks_mut(n))
+            .zip(rngs)
+            .for_each(|(((u, noise), mask), mut rng)| {
+                sample_blinding(params, t, flood_deviation, &encoder, &mut rng, u, noise, mask);
+            });
+        Blinding { u, noise, masks }
+    }
+
+    /// The second, on the device: blinds, switches down and reads back.
+    pub(crate) fn finish(&self, plan: &ResponsePlan, packed: &Buffer, blinding: Blinding) -> Result<Finished> {
+        let (ctx, packs) = (&self.ctx, blinding.masks.len() / self.ctx.params().n());
+        let shape = Shape { polys: packs * 2, limbs: ctx.params().limbs() };
+        let blinded = self.add_blinding(packed, packs, &blinding)?;
+        let switched = ctx.backend().mod_switch(ctx.ring(), &blinded, shape, plan.limbs)?;
+        let words = ctx.backend().download(&switched)?;
+        ctx.count(|c| &c.responded, packs);
+        Ok(Finished { words, masks: blinding.masks })
     }
 
     /// Subtracts a mask, adds an encryption of zero and floods c0, at the full modulus in the coefficient domain. Returns the
     /// ciphertexts `[packs][2][limbs][N]` and the masks `[packs][N]`.
+    #[cfg(test)]
     pub(super) fn blind(
         &self,
         t: ShareModulus,
@@ -141,30 +178,51 @@ impl HeServer {
         packs: usize,
         rng: &mut SecureRng,
     ) -> Result<(Buffer, Zeroizing<Vec<u64>>)> {
-        let ctx = &self.ctx;
-        let (params, ring, backend) = (ctx.params(), ctx.ring(), ctx.backend());
-        let (n, limbs) = (params.n(), params.limbs());
+        let rngs = (0..packs).map(|_| rng.fork()).collect();
+        let blinding = self.sample_blinding(t, flood_deviation, rngs);
+        Ok((self.add_blinding(packed, packs, &blinding)?, blinding.masks))
+    }
+
+    fn add_blinding(&self, packed: &Buffer, packs: usize, blinding: &Blinding) -> Result<Buffer> {
+        let (ctx, ring, backend) = (&self.ctx, self.ctx.ring(), self.ctx.backend());
+        let limbs = ctx.params().limbs();
         let shape = Shape { polys: packs * 2, limbs };
-
-        let mut masks = Zeroizing::new(vec![0u64; packs * n]);
-        // [packs][limbs][N] and [packs][2][limbs][N].
-        let mut u = Zeroizing::new(vec![0u32; packs * limbs * n]);
-        let mut noise = Zeroizing::new(vec![0u32; packs * 2 * limbs * n]);
-        let encoder = Encoder::new(params.data(), t);
-        let forks: Vec<SecureRng> = (0..packs).map(|_| rng.fork()).collect();
-        u.par_chunks_mut(limbs * n)
-            .zip(noise.par_chunks_mut(2 * limbs * n))
-            .zip(masks.par_chunks_mut(n))
-            .zip(forks)
-            .for_each(|(((u, noise), mask), mut rng)| {
-                sample_blinding(params, t, flood_deviation, &encoder, &mut rng, u, noise, mask);
-            });
-
-        let u = ctx.ntt_forward(&backend.upload(&u)?, Shape { polys: packs, limbs })?;
+        let u = ctx.ntt_forward(&backend.upload(&blinding.u)?, Shape { polys: packs, limbs })?;
         let one = MatmulShape { groups: 1, inputs: 1, outputs: packs, limbs };
         let zero = ctx.ntt_inverse(&backend.matmul_plain(ring, &self.public_key, &u, one)?, shape)?;
         let x = backend.add(ring, packed, &zero, shape)?;
-        Ok((backend.add(ring, &x, &backend.upload(&noise)?, shape)?, masks))
+        Ok(backend.add(ring, &x, &backend.upload(&blinding.noise)?, shape)?)
+    }
+}
+
+/// What a batch of packed ciphertexts gets added, and the masks in it. It serves one batch.
+pub(crate) struct Blinding {
+    /// `[packs][limbs][N]`, coefficient domain.
+    u: Zeroizing<Vec<u32>>,
+    /// `e1 + flood + encode(-mask)` and `e2`, `[packs][2][limbs][N]`.
+    noise: Zeroizing<Vec<u32>>,
+    /// `[packs][N]`.
+    masks: Zeroizing<Vec<u64>>,
+}
+
+/// Packed ciphertexts that are blinded and switched down, on the host, `[packs][2][plan.limbs][N]`; and their masks.
+pub(crate) struct Finished {
+    words: Vec<u32>,
+    masks: Zeroizing<Vec<u64>>,
+}
+
+impl Finished {
+    /// The third, on the host: drops low bits of c0 and keeps of it only the coefficients at `positions[pack]`. Returns the
+    /// response and the masks at those positions.
+    pub(crate) fn cut(
+        self,
+        params: &ParameterSet,
+        plan: &ResponsePlan,
+        positions: &[Vec<u32>],
+    ) -> Result<(Response, Vec<u64>)> {
+        let response = Response::cut(params, plan, positions, &self.words)?;
+        let masks = positions.iter().zip(self.masks.chunks(params.n()));
+        Ok((response, masks.flat_map(|(at, mask)| at.iter().map(|&i| mask[i as usize])).collect()))
     }
 }
 

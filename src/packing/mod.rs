@@ -3,7 +3,8 @@
 mod coefficient;
 
 pub use coefficient::{
-    ClientMatrix, CoefficientPacking, CostWeights, EncryptedMatrix, InputLayout, MatmulSpec, OperandBound,
+    ClientMatrix, CoefficientPacking, CostWeights, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand,
+    OperandBound, Product,
 };
 
 /// What one encrypted matrix product costs, exactly: counted by the same code paths that the predictions describe.

@@ -1,7 +1,20 @@
 //! The form of every party's state machines: they consume and produce typed messages and do no I/O.
 
+use std::time::Instant;
+
 use super::{Message, Result};
-use crate::model::NodeId;
+use crate::{engine::schedule::TaskSpan, model::NodeId};
+
+/// A task that ran for a machine on a scheduler.
+#[derive(Clone, Debug)]
+pub struct WorkSpan {
+    /// The node that it ran for.
+    pub node: NodeId,
+    /// What the span's times count from.
+    pub since: Instant,
+    /// The task.
+    pub span: TaskSpan,
+}
 
 /// What a machine wants next.
 #[derive(Debug)]
@@ -28,6 +41,11 @@ pub trait Machine: Send {
 
     /// Work done and work in all, in units that grow evenly enough for a progress bar.
     fn progress(&self) -> (u64, u64);
+
+    /// Tasks that have ended since the last call, for traces.
+    fn take_spans(&mut self) -> Vec<WorkSpan> {
+        Vec::new()
+    }
 }
 
 /// Drives two machines of one lane against each other, in one thread, until both are done or both are blocked.

@@ -25,7 +25,7 @@ pub use correlation::{
 };
 pub use error::{ProtocolError, Result};
 pub use he_plan::{CrossTerm, Cut, HeItem, KEY_BLOCK};
-pub use machine::{Machine, Turn, drive_pair};
+pub use machine::{Machine, Turn, WorkSpan, drive_pair};
 pub use message::{Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};

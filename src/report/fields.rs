@@ -3,6 +3,8 @@
 //! Up is client to server. Bytes are those written to the channel, framing included. Seconds are wall time. A field that
 //! this process cannot know is null.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// A run: one model, one session's settings, any number of inputs.
@@ -45,6 +47,10 @@ pub struct Report {
     /// Busy time of the lanes that this process sees in the offline phases, over the wall time they cover: above 1 where work
     /// overlapped.
     pub overlap: f64,
+    /// The same for each lane and for each resource that tasks of the HE lane ran on (`server device`, `server cpu`): the part
+    /// of the wall time in which it was busy.
+    #[serde(default)]
+    pub busy: BTreeMap<String, f64>,
     /// Bytes of garbled tables written to disk.
     pub spool_bytes: u64,
     /// Largest resident memory of this process (in `local`: of both parties together).

@@ -1,27 +1,52 @@
-//! Two quick gauges of this machine, beside which the figures of a report can be read, and the memory used.
+//! What operations cost on this machine, for the scheduler and for readers of a report, and the memory used.
 
 use std::{
-    sync::Arc,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use super::{ReportError, fields::Calibration};
 use crate::{
-    engine::{Backend, Shape},
+    engine::{
+        Backend,
+        schedule::{CacheOutcome, CostCache, CostKey, CostModel, HostRates},
+    },
     mpc::{block::Block, prg::Prg},
     protocol::parameter_set,
 };
 
-/// How long each gauge runs.
-const TIME: Duration = Duration::from_millis(60);
+/// How long the gauge of AES runs.
+const TIME: Duration = Duration::from_millis(40);
 
-/// Measures AES blocks a second on one thread, and microseconds for a transform of one limb in a batch on `backend` with the
-/// protocol's ring. Takes under half a second on a CPU.
+/// The costs of `backend` with the protocol's ring and of `threads` CPU threads: those that an earlier run left in `cache`, or
+/// measured now, in under a second on a CPU. `again` measures in any case.
 ///
 /// # Errors
 /// A failing device.
-pub fn calibration(backend: &dyn Backend) -> Result<Calibration, ReportError> {
-    Ok(Calibration { aes_blocks_per_s: aes_blocks_per_s(), ntt_us: ntt_us(backend)? })
+pub fn costs(
+    backend: &dyn Backend,
+    threads: usize,
+    cache: Option<&Path>,
+    again: bool,
+) -> Result<CostModel, ReportError> {
+    let params = parameter_set()?;
+    let (ring, limbs) = (params.ring(), params.limbs());
+    let measure = || -> Result<CostModel, ReportError> {
+        let host = HostRates { aes_blocks_per_s: aes_blocks_per_s() };
+        Ok(CostModel::measure(backend, ring, limbs, threads, host)?)
+    };
+    let Some(dir) = cache else { return measure() };
+    let key = CostKey::new(backend, threads, ring, limbs);
+    let (model, outcome) = CostCache::new(dir).model(&key, again, measure)?;
+    if let CacheOutcome::NotKept(e) = outcome {
+        log::warn!("measured costs are not kept in {}: {e}", dir.display());
+    }
+    Ok(model)
+}
+
+/// What a report says of the costs.
+pub fn calibration(costs: &CostModel) -> Calibration {
+    Calibration { aes_blocks_per_s: 1.0 / costs.aes_block, ntt_us: costs.ntt * 1e6 }
 }
 
 fn aes_blocks_per_s() -> f64 {
@@ -29,33 +54,12 @@ fn aes_blocks_per_s() -> f64 {
     let mut blocks = vec![Block::ZERO; 1 << 14];
     prg.fill_blocks(&mut blocks);
     let (start, mut count) = (Instant::now(), 0);
-    while start.elapsed() < TIME {
+    while count == 0 || start.elapsed() < TIME {
         prg.fill_blocks(&mut blocks);
         std::hint::black_box(&blocks);
         count += blocks.len();
     }
     count as f64 / start.elapsed().as_secs_f64()
-}
-
-fn ntt_us(backend: &dyn Backend) -> Result<f64, ReportError> {
-    let params = parameter_set()?;
-    let ring: Arc<_> = params.ring().clone();
-    let shape = Shape { polys: 16, limbs: params.limbs() };
-    let words = shape.polys * shape.limbs * ring.n();
-    let x = backend.upload(&vec![1; words])?;
-    // Warms tables and pipelines up; downloading waits for the device.
-    backend.download(&backend.ntt_forward(&ring, &x, shape)?)?;
-    let (start, mut count) = (Instant::now(), 0);
-    let mut last = x;
-    while start.elapsed() < TIME {
-        // A few at a time: a device queues launches faster than it runs them.
-        for _ in 0..4 {
-            last = backend.ntt_forward(&ring, &last, shape)?;
-            count += shape.polys * shape.limbs;
-        }
-        backend.download(&last)?;
-    }
-    Ok(start.elapsed().as_secs_f64() * 1e6 / count as f64)
 }
 
 /// Largest resident memory of this process so far, in bytes, where the system tells it.
@@ -72,7 +76,11 @@ mod tests {
 
     #[test]
     fn gauges_give_numbers() {
-        let c = calibration(&CpuBackend::new(Some(1))).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let backend = CpuBackend::new(Some(1));
+        let measured = costs(&backend, 1, Some(dir.path()), false).unwrap();
+        assert_eq!(costs(&backend, 1, Some(dir.path()), false).unwrap(), measured, "kept");
+        let c = calibration(&measured);
         assert!(c.aes_blocks_per_s > 1e4 && c.ntt_us > 0.0 && c.ntt_us.is_finite());
         if cfg!(target_os = "linux") {
             assert!(peak_rss_bytes().unwrap() > 1 << 20);

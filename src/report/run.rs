@@ -1,6 +1,6 @@
 //! Takes inputs one after another through a session.
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use super::{
     ReportError,
@@ -17,7 +17,7 @@ use crate::{
     model::{ClientModel, Encoded, Model, Outputs, Prediction, Provenance},
     net::{
         Traffic,
-        session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, overlap},
+        session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, busy, overlap},
     },
     packing::{CoefficientPacking, Packing},
     protocol::{HeItem, Plan},
@@ -132,6 +132,8 @@ struct Totals {
     spool_bytes: u64,
     /// Sum of overlap times wall time, and of wall time, of the offline phases.
     overlap: (f64, f64),
+    /// Likewise for each lane and resource.
+    busy: BTreeMap<String, f64>,
     notices: Vec<String>,
 }
 
@@ -318,6 +320,9 @@ impl<'a, C: Connect> Runner<'a, C> {
             let wall = wall_seconds(&offline);
             self.report.overlap.0 += overlap(&offline) * wall;
             self.report.overlap.1 += wall;
+            for (lane, share) in busy(&offline) {
+                *self.report.busy.entry(lane).or_insert(0.0) += share * wall;
+            }
         }
         add_steps(&mut self.report.steps, &spans);
         if self.options.keep_spans {
@@ -377,6 +382,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             },
             ot: OtReport { count: r.ots },
             overlap: if r.overlap.1 > 0.0 { r.overlap.0 / r.overlap.1 } else { 0.0 },
+            busy: r.busy.iter().map(|(lane, seconds)| (lane.clone(), seconds / r.overlap.1)).collect(),
             spool_bytes: r.spool_bytes,
             peak_rss_bytes: measure::peak_rss_bytes(),
             reveals: reveals(),
@@ -473,7 +479,7 @@ fn wall_seconds(spans: &[Span]) -> f64 {
 }
 
 fn add_steps(steps: &mut Vec<StepReport>, spans: &[Span]) {
-    for span in spans {
+    for span in spans.iter().filter(|s| !s.is_task()) {
         let phase = match span.phase {
             Phase::Setup => "setup",
             Phase::Offline => "offline",
@@ -543,6 +549,7 @@ mod tests {
             duration: Duration::from_millis(ms),
             bytes_up: 5,
             bytes_down: 7,
+            held_bytes: 0,
             waiting,
         };
         let mut steps = Vec::new();

@@ -47,6 +47,9 @@ pub struct Engine {
     /// CPU threads [default: all]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Measure what operations cost here anew, instead of taking what an earlier run measured
+    #[arg(long)]
+    pub recalibrate: bool,
 }
 
 /// What to run.

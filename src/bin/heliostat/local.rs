@@ -7,7 +7,7 @@ use std::{
 };
 
 use heliostat::{
-    engine::{Backend, select},
+    engine::{Backend, schedule::CostModel, select},
     model::Model,
     net::session::{Recorder, ServerContext, Span, Tables, chrome_trace},
     report::{
@@ -16,6 +16,7 @@ use heliostat::{
         inputs::TextInput,
         local::{LocalConnect, server_context},
         measure, print,
+        remote::ManifestCache,
         run::{Connect, Environment, TableChoice},
     },
 };
@@ -27,13 +28,17 @@ use crate::{
     progress::Bars,
 };
 
+/// Set to anything, it measures the machine anew, like `--recalibrate`.
+const RECALIBRATE: &str = "HELIOSTAT_RECALIBRATE";
+
 const DEMO_MODEL: &str = "models/bert-tiny-sst2";
 const DEMO_TEXTS: [&str; 3] =
     ["a gripping and quietly funny film", "the plot never finds its way home", "my doctor says the results are good"];
 
-/// A backend, why it was chosen, and the machine's gauges.
+/// A backend, why it was chosen, and what it costs.
 pub struct Machine {
     pub backend: Arc<dyn Backend>,
+    pub costs: CostModel,
     pub environment: Environment,
 }
 
@@ -45,10 +50,11 @@ impl Machine {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
         let opened = select::open(engine.backend, engine.adapter.as_deref(), threads)?;
-        let calibration = measure::calibration(&*opened.backend)?;
         let threads = rayon::current_num_threads();
-        let environment = Environment { reason: opened.reason, threads, calibration };
-        Ok(Self { backend: opened.backend, environment })
+        let again = engine.recalibrate || std::env::var_os(RECALIBRATE).is_some_and(|value| !value.is_empty());
+        let costs = measure::costs(&*opened.backend, threads, ManifestCache::default_dir().as_deref(), again)?;
+        let environment = Environment { reason: opened.reason, threads, calibration: measure::calibration(&costs) };
+        Ok(Self { backend: opened.backend, costs, environment })
     }
 }
 
@@ -154,7 +160,9 @@ fn one_phase(args: Local) -> Result<(), Failure> {
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
     let max_tokens = args.max_tokens.into();
-    let server = server_context(&model, machine.backend.clone(), max_tokens)?.with_store(&store.join("server"))?;
+    let server = server_context(&model, machine.backend.clone(), max_tokens)?
+        .with_costs(machine.costs.clone())
+        .with_store(&store.join("server"))?;
     let client = store.join("client");
     if args.phase == PhaseChoice::Online {
         if inputs.is_empty() {
@@ -235,7 +243,7 @@ fn run(
     tables: TableChoice,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let server = server_context(model, machine.backend.clone(), max_tokens)?;
+    let server = server_context(model, machine.backend.clone(), max_tokens)?.with_costs(machine.costs.clone());
     run_on(&server, model, machine, inputs, max_tokens, link, tables, output)
 }
 
@@ -249,7 +257,7 @@ fn run_on(
     tables: TableChoice,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let Machine { backend, environment } = machine;
+    let Machine { backend, environment, .. } = machine;
     let teller = Teller::new(output)?;
     let options = RunOptions { max_tokens, tables, keep_spans: output.trace.is_some() };
     std::thread::scope(|scope| {

@@ -31,7 +31,8 @@ pub fn serve(args: Serve) -> Result<(), Failure> {
     // The port before the device: what is taken is told at once.
     let server = Server::bind(&args.listen, ServerOptions::default())?;
     let machine = Machine::open(&args.engine)?;
-    let context = server_context(&model, machine.backend.clone(), args.max_tokens.into())?;
+    let context =
+        server_context(&model, machine.backend.clone(), args.max_tokens.into())?.with_costs(machine.costs.clone());
     stop_on_interrupt(server.stop())?;
     output::text(&format!(
         "listening on {}\nmodel {}\ndigest {}\nbackend {}: {}\nnotice: plain TCP, for clients on this machine only: nothing \

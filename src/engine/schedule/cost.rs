@@ -148,6 +148,23 @@ impl CostModel {
         })
     }
 
+    /// Round numbers of no machine, for where nothing was measured: the order of tasks then follows the proportions of a CPU.
+    pub fn nominal(n: usize, limbs: usize) -> Self {
+        let key = CostKey { version: String::new(), backend: Default::default(), threads: 1, n, limbs };
+        let ntt = 1e-9 * n as f64 * (n as f64).log2();
+        Self {
+            key,
+            ntt,
+            product: 1e-9 * (n * limbs) as f64,
+            key_switch: ntt * ((limbs + 1) * (limbs + 2)) as f64,
+            upload: 2e-10,
+            download: 2e-10,
+            launch: 1e-5,
+            sample: 3e-8,
+            aes_block: 1e-9,
+        }
+    }
+
     /// Seconds that `work` will take, one operation after another on the resource that it is for.
     pub fn estimate(&self, work: &Work) -> f64 {
         let measured = |given: usize, own: usize| (if given == 0 { own } else { given }) as f64;

@@ -24,4 +24,6 @@ pub use cost::{CostKey, CostModel, HostRates, Work};
 pub use error::ScheduleError;
 pub use execute::{Job, Scheduler, run};
 pub use simulate::simulate;
+#[cfg(feature = "protocol")]
+pub(crate) use task::covered;
 pub use task::{Capacity, Demand, Resource, Schedule, Slot, Task, TaskGraph, TaskId, TaskSpan};

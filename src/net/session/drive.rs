@@ -7,7 +7,7 @@ use super::{
 use crate::{
     model::Graph,
     net::Lane,
-    protocol::{Machine, Message, ShareBoard, Turn},
+    protocol::{Machine, Message, ShareBoard, Turn, WorkSpan},
 };
 
 /// Who drives what, for the recorder.
@@ -32,6 +32,7 @@ impl Driver<'_> {
             let start = self.recorder.now();
             let turn = machine.advance(incoming.take())?;
             self.span(machine, start, false, 0, 0);
+            self.tasks(machine);
             match turn {
                 Turn::Send(message) => {
                     let start = self.recorder.now();
@@ -69,6 +70,26 @@ impl Driver<'_> {
         }
     }
 
+    /// What ran on a scheduler for the machine.
+    fn tasks(&self, machine: &mut dyn Machine) {
+        for WorkSpan { node, since, span } in machine.take_spans() {
+            let start = self.recorder.at(since) + span.start;
+            self.recorder.add(Span {
+                party: self.party,
+                phase: self.phase,
+                lane: span.resource.name(),
+                name: span.name,
+                layer: self.graph.node(node).layer,
+                start,
+                duration: span.end.saturating_sub(span.start),
+                bytes_up: 0,
+                bytes_down: 0,
+                held_bytes: span.bytes,
+                waiting: false,
+            });
+        }
+    }
+
     fn span(&self, machine: &dyn Machine, start: std::time::Duration, waiting: bool, bytes_up: u64, bytes_down: u64) {
         let node = machine.node().map(|id| self.graph.node(id));
         self.recorder.add(Span {
@@ -81,6 +102,7 @@ impl Driver<'_> {
             duration: self.recorder.now().saturating_sub(start),
             bytes_up,
             bytes_down,
+            held_bytes: 0,
             waiting,
         });
     }

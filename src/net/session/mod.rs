@@ -15,7 +15,7 @@ mod store;
 
 pub use client::{ClientConnection, ClientSession, Offer, Prepared, Tables};
 pub use error::SessionError;
-pub use recorder::{Party, Phase, Progress, Recorder, Span, chrome_trace, overlap};
+pub use recorder::{Party, Phase, Progress, Recorder, Span, busy, chrome_trace, overlap};
 pub use server::{ServerContext, serve_connection};
 pub use spool::FileTables;
 pub use store::{Binding, CorrelationStore};
@@ -68,6 +68,7 @@ fn setup_span(recorder: &Recorder, party: Party, name: &str, start: std::time::D
         duration: recorder.now().saturating_sub(start),
         bytes_up: 0,
         bytes_down: 0,
+        held_bytes: 0,
         waiting: false,
     });
 }

@@ -1,11 +1,14 @@
 //! What ran when: spans of every lane of both parties, for progress, reports and traces.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
+
+use crate::engine::schedule::{Resource, covered};
 
 /// Whose work a span is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -36,7 +39,8 @@ pub struct Span {
     pub party: Party,
     /// When in the protocol.
     pub phase: Phase,
-    /// `setup`, `he`, `ot`, `online`.
+    /// A lane of the connection, `setup`, `he`, `ot` or `online`; or a resource of the host's scheduler on which a task of
+    /// the HE lane ran, `device`, `cpu` or `link`.
     pub lane: &'static str,
     /// Node name, or what else was done.
     pub name: String,
@@ -50,8 +54,17 @@ pub struct Span {
     pub bytes_up: u64,
     /// Payload bytes sent by the server within the span.
     pub bytes_down: u64,
+    /// Memory that a task held.
+    pub held_bytes: u64,
     /// Whether the lane waited for its peer or for another lane instead of computing.
     pub waiting: bool,
+}
+
+impl Span {
+    /// Whether this is a task of the HE lane on the host's scheduler, which the lane's own spans may cover as well.
+    pub fn is_task(&self) -> bool {
+        Resource::ALL.iter().any(|r| r.name() == self.lane)
+    }
 }
 
 /// How far a phase is.
@@ -102,11 +115,17 @@ impl Recorder {
         self.inner.start.elapsed()
     }
 
+    /// Time from the start to `instant`.
+    pub fn at(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.inner.start)
+    }
+
     /// Adds a span; neighbours of one lane with the same name are merged.
     pub fn add(&self, span: Span) {
         let mut spans = self.inner.spans.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |s: &Span| s.party == span.party && s.lane == span.lane;
-        if let Some(last) = spans.iter_mut().rev().find(|s| same(s))
+        if !span.is_task()
+            && let Some(last) = spans.iter_mut().rev().find(|s| same(s))
             && last.name == span.name
             && last.phase == span.phase
             && last.waiting == span.waiting
@@ -138,41 +157,79 @@ impl Recorder {
     }
 }
 
-/// Busy time of all lanes over the wall time they cover: above 1 where work overlapped.
+/// Busy time of all lanes over the wall time they cover: above 1 where work overlapped. A lane is busy while it computes
+/// itself or tasks run for it.
 pub fn overlap(spans: &[Span]) -> f64 {
-    let busy: f64 = spans.iter().filter(|s| !s.waiting).map(|s| s.duration.as_secs_f64()).sum();
-    let start = spans.iter().map(|s| s.start).min();
-    let end = spans.iter().map(|s| s.start + s.duration).max();
-    match (start, end) {
-        (Some(start), Some(end)) if end > start => busy / (end - start).as_secs_f64(),
-        _ => 0.0,
-    }
+    let lane = |s: &Span| (s.party, if s.is_task() { "he" } else { s.lane });
+    shares(spans, lane).into_values().sum()
 }
 
-/// The spans as a Chrome trace (`chrome://tracing`, Perfetto): a process a party, a thread a lane.
-pub fn chrome_trace(spans: &[Span]) -> serde_json::Value {
-    let pid = |p: Party| if p == Party::Client { 1 } else { 2 };
-    let tid = |lane: &str| match lane {
-        "setup" => 0,
-        "he" => 1,
-        "ot" => 2,
-        _ => 3,
+/// The busy time of every lane and of every resource that tasks ran on, over the wall time of all: from 0 to 1, by names such
+/// as `server device`.
+pub fn busy(spans: &[Span]) -> BTreeMap<String, f64> {
+    let name = |(party, lane): (Party, &str)| match party {
+        Party::Client => format!("client {lane}"),
+        Party::Server => format!("server {lane}"),
     };
-    let mut events: Vec<serde_json::Value> = Vec::new();
-    for (party, name) in [(Party::Client, "client"), (Party::Server, "server")] {
-        events.push(serde_json::json!({"ph": "M", "name": "process_name", "pid": pid(party), "args": {"name": name}}));
-        for lane in ["setup", "he", "ot", "online"] {
-            let args = serde_json::json!({"name": lane});
-            events.push(serde_json::json!({"ph": "M", "name": "thread_name", "pid": pid(party), "tid": tid(lane), "args": args}));
-        }
+    shares(spans, |s| (s.party, s.lane)).into_iter().map(|(key, share)| (name(key), share)).collect()
+}
+
+/// The part of the wall time that the working spans of each key cover.
+fn shares<K: Ord>(spans: &[Span], key: impl Fn(&Span) -> K) -> BTreeMap<K, f64> {
+    let end = |s: &Span| s.start + s.duration;
+    let wall = spans.iter().map(end).max().zip(spans.iter().map(|s| s.start).min());
+    let wall = wall.map_or(0.0, |(end, start)| end.saturating_sub(start).as_secs_f64());
+    let mut intervals: BTreeMap<K, Vec<(Duration, Duration)>> = BTreeMap::new();
+    for span in spans.iter().filter(|s| !s.waiting && wall > 0.0) {
+        intervals.entry(key(span)).or_default().push((span.start, end(span)));
     }
-    events.extend(spans.iter().map(|s| {
+    intervals.into_iter().map(|(key, list)| (key, covered(list).as_secs_f64() / wall)).collect()
+}
+
+/// The spans as a Chrome trace (`chrome://tracing`, Perfetto): a process a party, a thread a lane. Tasks that ran side by side
+/// on one resource are shown on as many threads as they need.
+pub fn chrome_trace(spans: &[Span]) -> serde_json::Value {
+    const LANES: [&str; 4] = ["setup", "he", "ot", "online"];
+    let pid = |p: Party| if p == Party::Client { 1 } else { 2 };
+    let mut events: Vec<serde_json::Value> = Vec::new();
+    let mut name = |kind: &str, party: Party, tid: usize, name: &str| {
+        let args = serde_json::json!({"name": name});
+        events.push(serde_json::json!({"ph": "M", "name": kind, "pid": pid(party), "tid": tid, "args": args}));
+    };
+    for (party, own) in [(Party::Client, "client"), (Party::Server, "server")] {
+        name("process_name", party, 0, own);
+        LANES.iter().enumerate().for_each(|(tid, lane)| name("thread_name", party, tid, lane));
+    }
+    // Threads of tasks: whose, on what, until when it is taken.
+    let mut rows: Vec<(Party, &str, Duration)> = Vec::new();
+    let mut order: Vec<&Span> = spans.iter().collect();
+    order.sort_by_key(|s| s.start);
+    let mut tids = Vec::with_capacity(order.len());
+    for s in &order {
+        let tid = match LANES.iter().position(|lane| *lane == s.lane) {
+            Some(tid) => tid,
+            None => {
+                let free = rows.iter().position(|r| (r.0, r.1) == (s.party, s.lane) && r.2 <= s.start);
+                let row = free.unwrap_or_else(|| {
+                    name("thread_name", s.party, LANES.len() + rows.len(), s.lane);
+                    rows.push((s.party, s.lane, Duration::ZERO));
+                    rows.len() - 1
+                });
+                rows[row].2 = s.start + s.duration;
+                LANES.len() + row
+            }
+        };
+        tids.push(tid);
+    }
+    events.extend(order.iter().zip(tids).map(|(s, tid)| {
         serde_json::json!({
-            "ph": "X", "pid": pid(s.party), "tid": tid(s.lane),
-            "cat": if s.waiting { "wait" } else { "work" },
+            "ph": "X", "pid": pid(s.party), "tid": tid,
+            "cat": if s.waiting { "wait" } else if s.is_task() { "task" } else { "work" },
             "name": if s.waiting { format!("wait: {}", s.name) } else { s.name.clone() },
             "ts": s.start.as_secs_f64() * 1e6, "dur": s.duration.as_secs_f64() * 1e6,
-            "args": {"layer": s.layer, "bytes_up": s.bytes_up, "bytes_down": s.bytes_down},
+            "args": {
+                "layer": s.layer, "bytes_up": s.bytes_up, "bytes_down": s.bytes_down, "held_bytes": s.held_bytes,
+            },
         })
     }));
     serde_json::json!({"displayTimeUnit": "ms", "traceEvents": events})
@@ -193,6 +250,7 @@ mod tests {
             duration: Duration::from_millis(ms),
             bytes_up: 1,
             bytes_down: 0,
+            held_bytes: 0,
             waiting,
         }
     }
@@ -202,6 +260,27 @@ mod tests {
         let spans = [span("he", 0, 100, false), span("ot", 0, 50, true), span("ot", 50, 50, false)];
         assert!((overlap(&spans) - 1.5).abs() < 1e-9);
         assert_eq!(overlap(&[]), 0.0);
+    }
+
+    #[test]
+    fn tasks_count_once_beside_the_lane_that_waits_for_them() {
+        let mut spans = vec![span("he", 0, 100, false), span("device", 0, 60, false), span("cpu", 50, 100, false)];
+        spans.push(span("cpu", 50, 20, false));
+        assert!((overlap(&spans) - 1.0).abs() < 1e-9, "the lane is busy for all of 150 ms");
+        let busy = busy(&spans);
+        let share = |lane: &str| (busy[lane] * 150.0).round();
+        assert_eq!((share("client he"), share("client device"), share("client cpu")), (100.0, 60.0, 100.0));
+        assert_eq!(busy.len(), 3);
+    }
+
+    #[test]
+    fn tasks_side_by_side_get_threads_of_their_own() {
+        let spans = [span("cpu", 0, 10, false), span("cpu", 5, 10, false), span("cpu", 12, 1, false)];
+        let trace = chrome_trace(&spans);
+        let events = trace["traceEvents"].as_array().unwrap();
+        let tids: Vec<_> = events.iter().filter(|e| e["ph"] == "X").map(|e| e["tid"].as_u64().unwrap()).collect();
+        assert_eq!(tids, [4, 5, 4]);
+        assert_eq!(events.iter().filter(|e| e["ph"] == "M" && e["args"]["name"] == "cpu").count(), 2);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     arith::sample::SecureRng,
-    engine::Backend,
+    engine::{Backend, schedule::CostModel},
     he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
     model::{Graph, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
@@ -66,6 +66,12 @@ impl ServerContext {
     pub fn with_store(mut self, dir: &Path) -> Result<Self, SessionError> {
         self.store = Some(CorrelationStore::open(dir)?);
         Ok(self)
+    }
+
+    /// Orders tasks by measured costs instead of round numbers.
+    pub fn with_costs(self, costs: CostModel) -> Self {
+        self.context.set_costs(costs);
+        self
     }
 
     /// Digest of the manifest.

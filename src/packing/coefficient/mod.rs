@@ -14,8 +14,12 @@
 
 mod layout;
 mod matmul;
+mod operand;
 mod plan;
+mod product;
 
 pub use layout::InputLayout;
 pub use matmul::{ClientMatrix, EncryptedMatrix};
+pub use operand::{DeviceInput, Operand};
 pub use plan::{CoefficientPacking, CostWeights, MatmulSpec, OperandBound};
+pub use product::Product;

@@ -7,6 +7,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
+use super::WINDOW;
 use crate::{
     arith::sample::SecureRng,
     he::HeClient as HeKeys,
@@ -16,9 +17,6 @@ use crate::{
         ClientCorrelation, HeItem, Machine, Message, Plan, ProtocolError, Result, Turn, he_plan::add_cross_term,
     },
 };
-
-/// Items on their way at once: encryption of the next overlaps with the server's work on this one.
-const WINDOW: usize = 3;
 
 /// The client's machine of the HE lane.
 pub struct HeClient {

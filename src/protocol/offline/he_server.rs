@@ -1,24 +1,34 @@
 //! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks, masked, flooded and packed.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
+    time::Instant,
 };
 
 use zeroize::Zeroizing;
 
+use super::WINDOW;
 use crate::{
     arith::sample::SecureRng,
-    he::HeServer as HeKeys,
+    engine::schedule::{Demand, Job, ScheduleError, Slot, Task, TaskGraph, TaskId, Work},
+    he::{HeError, HeServer as HeKeys},
     model::{EdgeId, NodeId, Op, ServerWeights},
-    packing::{CoefficientPacking, EncryptedMatrix},
+    packing::{CoefficientPacking, DeviceInput, EncryptedMatrix, Operand, Packing, Product},
     protocol::{
         HeItem, Machine, Message, Plan, ProtocolError, Result, SecretVec, ServerCorrelation, ServerProduct, Turn,
-        he_plan::add_cross_term, shares::uniform, weights::linear_weights,
+        WorkSpan, he_plan::add_cross_term, shares::uniform, weights::linear_weights,
     },
 };
 
+/// Items in work at once: one less than the client has on their way, so that the next one has been sent when this side asks
+/// for it, and a finished response never waits for the client.
+const IN_WORK: usize = WINDOW - 1;
+
 /// The server's machine of the HE lane.
+///
+/// What arrives is read and expanded at once; the products run as graphs of tasks on the device's scheduler, behind the
+/// machine's back, while the next item arrives. Responses leave in the order of the items.
 pub struct HeServer {
     plan: Arc<Plan>,
     correlation: Arc<ServerCorrelation>,
@@ -26,12 +36,25 @@ pub struct HeServer {
     keys: Arc<HeKeys>,
     rng: SecureRng,
     /// Encrypted inputs of linear nodes and the last item that reads each.
-    inputs: HashMap<(EdgeId, usize), EncryptedMatrix>,
+    inputs: HashMap<(EdgeId, usize), DeviceInput>,
     last_use: HashMap<(EdgeId, usize), usize>,
     next: usize,
-    reply: Option<Message>,
+    in_work: VecDeque<InWork>,
     working: Option<NodeId>,
+    finished: u64,
+    spans: Vec<WorkSpan>,
 }
+
+/// An item whose tasks have been handed over.
+struct InWork {
+    item: usize,
+    node: NodeId,
+    start: Instant,
+    job: Job<HeError>,
+    responses: Arc<Slot<Vec<Vec<u8>>>>,
+}
+
+type Graph = TaskGraph<'static, HeError>;
 
 impl HeServer {
     /// A machine that makes all HE items of the plan.
@@ -57,87 +80,179 @@ impl HeServer {
             inputs: HashMap::new(),
             last_use,
             next: 0,
-            reply: None,
+            in_work: VecDeque::new(),
             working: None,
+            finished: 0,
+            spans: Vec::new(),
         }
     }
 
-    fn linear(
+    /// Reads an item's ciphertexts and hands its tasks over.
+    fn start(&mut self, item: usize, matrices: Vec<Vec<u8>>) -> Result<()> {
+        let plan = self.plan.clone();
+        let (node, work) = &plan.he[item];
+        self.working = Some(*node);
+        let (mut graph, responses) = (Graph::new(), Arc::new(Slot::new()));
+        match work {
+            HeItem::Linear { inputs, rows, packing } => {
+                self.add_linear(&mut graph, item, (inputs, *rows, packing), matrices, &responses)?;
+            }
+            HeItem::Product(_) => self.add_product(&mut graph, item, matrices, &responses)?,
+        }
+        let scheduler = self.keys.context().scheduler()?;
+        let start = Instant::now();
+        let job = scheduler.submit(graph).map_err(into_he_error)?;
+        self.in_work.push_back(InWork { item, node: *node, start, job, responses });
+        Ok(())
+    }
+
+    /// Waits for the oldest item.
+    fn finish_oldest(&mut self) -> Result<Option<Message>> {
+        let Some(InWork { item, node, start, job, responses }) = self.in_work.pop_front() else { return Ok(None) };
+        self.working = Some(node);
+        let schedule = job.wait().map_err(into_he_error)?;
+        self.spans.extend(schedule.spans.into_iter().map(|span| WorkSpan { node, since: start, span }));
+        self.finished += 1;
+        let responses = responses.take().ok_or_else(|| wrong(item))?;
+        Ok(Some(Message::HeResponse { item: item as u32, responses }))
+    }
+
+    fn add_linear(
         &mut self,
-        id: NodeId,
+        graph: &mut Graph,
         item: usize,
         (inputs, rows, packing): (&[EdgeId], usize, &CoefficientPacking),
-        mut matrices: std::vec::IntoIter<Vec<u8>>,
-    ) -> Result<Vec<u8>> {
+        matrices: Vec<Vec<u8>>,
+        responses: &Arc<Slot<Vec<Vec<u8>>>>,
+    ) -> Result<()> {
         let plan = self.plan.clone();
+        let id = plan.he[item].0;
         let params = self.keys.context().params();
+        let mut matrices = matrices.into_iter();
         for (&edge, layout) in inputs.iter().zip(packing.inputs()) {
             if let Entry::Vacant(slot) = self.inputs.entry((edge, rows)) {
                 let bytes = matrices.next().ok_or_else(|| wrong(item))?;
-                slot.insert(EncryptedMatrix::from_bytes(params, layout, &bytes)?);
+                let matrix = EncryptedMatrix::from_bytes(params, layout, &bytes)?;
+                slot.insert(DeviceInput::upload(packing, &self.keys, &matrix)?);
             }
         }
         if matrices.next().is_some() {
             return Err(wrong(item));
         }
         let view = linear_weights(&self.weights, &plan.graph, id)?;
-        let wide: Vec<i64> = view.weights.iter().map(|&w| w as i64).collect();
         let mut operands = Vec::new();
         let mut row = 0;
         for &edge in inputs {
-            let matrix = self.inputs.get(&(edge, rows)).ok_or_else(|| wrong(item))?;
+            let input = self.inputs.get(&(edge, rows)).ok_or_else(|| wrong(item))?;
             let inner = plan.graph.edge(edge).cols;
-            operands.push((matrix, &wide[row * view.outputs..(row + inner) * view.outputs]));
+            let block = &view.weights[row * view.outputs..(row + inner) * view.outputs];
+            operands.push((input.clone(), self.operand(block)?));
             row += inner;
         }
-        let (response, mask) = packing.multiply(&self.keys, &operands, &mut self.rng)?;
-        self.correlation.put_linear(id, mask);
+        let name = &plan.graph.node(id).name;
+        let product = Product::add(graph, name, packing, &self.keys, operands, &mut self.rng)?;
         // Memory: an input's ciphertexts go with their last use.
         self.inputs.retain(|key, _| self.last_use.get(key).is_some_and(|&last| last > item));
-        Ok(packing.write_response(params, &response))
+
+        let (correlation, keys, packing) = (self.correlation.clone(), self.keys.clone(), packing.clone());
+        let responses = responses.clone();
+        let task = self.writing(name, &[&packing], product.tasks());
+        graph.add(task, move || {
+            let (response, mask) = product.collect()?;
+            correlation.put_linear(id, mask);
+            responses.put(vec![packing.write_response(keys.context().params(), &response)]);
+            Ok(())
+        });
+        Ok(())
     }
 
-    fn product(&mut self, id: NodeId, item: usize, matrices: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+    /// Weights of a linear node: 16 bits each and expanded on the device, or wider where it cannot or somebody quantised them
+    /// so.
+    fn operand(&self, weights: &[i32]) -> Result<Operand<'static>> {
+        let narrow = || weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
+        Ok(match self.keys.context().expands_matrices()?.then(narrow).flatten() {
+            Some(small) => Operand::small(&self.keys, &small)?,
+            None => Operand::Secret(Arc::new(Zeroizing::new(weights.iter().map(|&w| w as i64).collect()))),
+        })
+    }
+
+    fn add_product(
+        &mut self,
+        graph: &mut Graph,
+        item: usize,
+        matrices: Vec<Vec<u8>>,
+        responses: &Arc<Slot<Vec<Vec<u8>>>>,
+    ) -> Result<()> {
         let plan = self.plan.clone();
-        let graph = &plan.graph;
-        let HeItem::Product(terms) = &plan.he[item].1 else { return Err(wrong(item)) };
-        let Op::Product { left, right, .. } = graph.node(id).op else { return Err(wrong(item)) };
+        let (id, HeItem::Product(terms)) = &plan.he[item] else { return Err(wrong(item)) };
+        let id = *id;
+        let model = &plan.graph;
+        let node = model.node(id);
+        let Op::Product { left, right, .. } = node.op else { return Err(wrong(item)) };
         if matrices.len() != terms.len() {
             return Err(wrong(item));
         }
         let mut draw = |edge: EdgeId| {
-            let edge = graph.edge(edge);
+            let edge = model.edge(edge);
             SecretVec::new(uniform(edge.ring, edge.len(), &mut self.rng))
         };
         let masks = ServerProduct { left_mask: draw(left), right_mask: draw(right) };
         let params = self.keys.context().params();
-        let mut responses = Vec::new();
-        for ((terms, packing), bytes) in terms.iter().zip(matrices) {
+        let mut products = Vec::new();
+        for (number, ((terms, packing), bytes)) in terms.iter().zip(matrices).enumerate() {
             let matrix = EncryptedMatrix::from_bytes(params, &packing.inputs()[0], &bytes)?;
             let t = packing.spec().t;
             let mut operand = Zeroizing::new(Vec::new());
             for term in terms {
                 let (mask, edge) = if term.operand_left {
-                    (&masks.left_mask, graph.edge(left))
+                    (&masks.left_mask, model.edge(left))
                 } else {
-                    (&masks.right_mask, graph.edge(right))
+                    (&masks.right_mask, model.edge(right))
                 };
                 let cut = Zeroizing::new(term.operand.take(mask, edge.rows, edge.cols));
                 operand.extend(cut.iter().map(|&x| t.to_signed(x)));
             }
-            let (response, z) = packing.multiply(&self.keys, &[(&matrix, &operand)], &mut self.rng)?;
-            let z = Zeroizing::new(z);
-            let (rows, cols) = (packing.spec().rows, packing.spec().cols);
-            self.correlation.with_product(id, graph.edge(graph.node(id).output).len(), |sum| {
-                for (term, part) in terms.iter().zip(z.chunks_exact(rows * cols)) {
-                    add_cross_term(graph, id, term, part, cols, sum);
-                }
-            });
-            responses.push(packing.write_response(params, &response));
+            let input = DeviceInput::upload(packing, &self.keys, &matrix)?;
+            let operands = vec![(input, Operand::Secret(Arc::new(operand)))];
+            let name = format!("{} term {number}", node.name);
+            products.push(Product::add(graph, &name, packing, &self.keys, operands, &mut self.rng)?);
         }
         self.correlation.put_masks(id, masks);
-        Ok(responses)
+
+        let packings: Vec<&CoefficientPacking> = terms.iter().map(|(_, packing)| packing).collect();
+        let task = self.writing(&node.name, &packings, products.iter().flat_map(Product::tasks).collect());
+        let (correlation, keys, responses, plan) =
+            (self.correlation.clone(), self.keys.clone(), responses.clone(), self.plan.clone());
+        graph.add(task, move || {
+            let (model, HeItem::Product(terms)) = (&plan.graph, &plan.he[item].1) else { return Ok(()) };
+            let mut written = Vec::with_capacity(terms.len());
+            for ((terms, packing), product) in terms.iter().zip(&products) {
+                let (response, z) = product.collect()?;
+                let z = Zeroizing::new(z);
+                let (rows, cols) = (packing.spec().rows, packing.spec().cols);
+                correlation.with_product(id, model.edge(model.node(id).output).len(), |sum| {
+                    for (term, part) in terms.iter().zip(z.chunks_exact(rows * cols)) {
+                        add_cross_term(model, id, term, part, cols, sum);
+                    }
+                });
+                written.push(packing.write_response(keys.context().params(), &response));
+            }
+            responses.put(written);
+            Ok(())
+        });
+        Ok(())
     }
+
+    /// The task that writes an item's responses once its products are done.
+    fn writing(&self, name: &str, packings: &[&CoefficientPacking], after: Vec<TaskId>) -> Task {
+        let bytes = packings.iter().map(|p| p.counts().bytes_down).sum();
+        let seconds = self.keys.context().estimate(Work { samples: bytes / 16, ..Work::default() });
+        Task::new(format!("{name}: write"), Demand::threads(1)).seconds(seconds).bytes(bytes).after(after)
+    }
+}
+
+fn into_he_error(error: ScheduleError<HeError>) -> HeError {
+    error.into_source(|detail| HeError::Task { detail })
 }
 
 fn wrong(item: usize) -> ProtocolError {
@@ -148,29 +263,24 @@ impl Machine for HeServer {
     fn advance(&mut self, incoming: Option<Message>) -> Result<Turn> {
         if let Some(message) = incoming {
             let found = message.name();
-            let plan = self.plan.clone();
-            let (at, matrices) = match message {
-                Message::HeUpload { item, matrices } if item as usize == self.next => (self.next, matrices),
+            let (item, matrices) = match message {
+                Message::HeUpload { item, matrices }
+                    if item as usize == self.next && self.next < self.plan.he.len() =>
+                {
+                    (self.next, matrices)
+                }
                 _ => {
                     let expected = "the encrypted shares of the next item";
                     return Err(ProtocolError::Unexpected { lane: "server HE lane", expected, found });
                 }
             };
-            let (id, work) = &plan.he[at];
-            self.working = Some(*id);
-            let responses = match work {
-                HeItem::Linear { inputs, rows, packing } => {
-                    vec![self.linear(*id, at, (inputs, *rows, packing), matrices.into_iter())?]
-                }
-                HeItem::Product(_) => self.product(*id, at, matrices)?,
-            };
+            self.start(item, matrices)?;
             self.next += 1;
-            self.reply = Some(Message::HeResponse { item: at as u32, responses });
         }
-        if let Some(message) = self.reply.take() {
-            return Ok(Turn::Send(message));
+        if self.next < self.plan.he.len() && self.in_work.len() < IN_WORK {
+            return Ok(Turn::Receive);
         }
-        Ok(if self.next == self.plan.he.len() { Turn::Done } else { Turn::Receive })
+        Ok(self.finish_oldest()?.map_or(Turn::Done, Turn::Send))
     }
 
     fn node(&self) -> Option<NodeId> {
@@ -178,6 +288,10 @@ impl Machine for HeServer {
     }
 
     fn progress(&self) -> (u64, u64) {
-        (self.next as u64, self.plan.he.len() as u64)
+        (self.finished, self.plan.he.len() as u64)
+    }
+
+    fn take_spans(&mut self) -> Vec<WorkSpan> {
+        std::mem::take(&mut self.spans)
     }
 }

@@ -10,3 +10,6 @@ pub use he_client::HeClient;
 pub use he_server::HeServer;
 pub use ot_client::OtClient;
 pub use ot_server::OtServer;
+
+/// HE items on their way at once: the client encrypts the next ones while the server works on the first.
+const WINDOW: usize = 3;
