@@ -36,28 +36,19 @@ fn expand(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation
     let n = 1u << params.log_n;
     let coefficient = i & (n - 1u);
     let slot = slots[coefficient];
-    // Magnitude (low, high) and sign.
-    var magnitude = vec2<u32>(0u, 0u);
-    var negative = false;
+    var words = vec2<u32>(0u, 0u);
     if (slot != 0u) {
         let value = poly * params.count + slot - 1u;
         if (params.wide != 0u) {
-            magnitude = vec2<u32>(values[2u * value], values[2u * value + 1u]);
+            words = vec2<u32>(values[2u * value], values[2u * value + 1u]);
         } else {
             let word = values[value];
-            magnitude = vec2<u32>(word, select(0u, 0xffffffffu, (word >> 31u) != 0u));
-        }
-        negative = (magnitude.y >> 31u) != 0u;
-        if (negative) {
-            let low = ~magnitude.x + 1u;
-            magnitude = vec2<u32>(low, ~magnitude.y + select(0u, 1u, low == 0u));
+            words = vec2<u32>(word, select(0u, 0xffffffffu, (word >> 31u) != 0u));
         }
     }
     var at = ((poly * params.limbs) << params.log_n) + coefficient;
     for (var limb = 0u; limb < params.limbs; limb++) {
-        let m = limbs[limb];
-        let r = reduce_words(magnitude, m);
-        result[at] = select(r, neg_mod(r, m.p), negative);
+        result[at] = reduce_signed(words, limbs[limb]);
         at += n;
     }
 }

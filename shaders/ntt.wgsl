@@ -9,9 +9,11 @@
 //   *_stream  STREAM_BITS stages from stage STREAM_STAGE on, without workgroup memory.
 // Constants: LOG_N; LOG_BLOCK >= 4 (block); STREAM_STAGE, STREAM_BITS <= 4 (stream).
 // Flags: BLOCK or STREAM; INVERSE; IN_PLACE: `result` is the input too; DIGITS (forward): the digits of a key switch, made
-// from the limbs of the input on the way in, of DIGIT_LIMBS limbs each.
+// from the limbs of the input on the way in, of DIGIT_LIMBS limbs each; EXPAND (forward): weight polynomials, made from a
+// matrix of small integers on the way in, BLOCK_ROWS rows of it in each.
 //
-// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`; with DIGITS, `KeySwitch::decompose_row`.
+// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`; with DIGITS, `KeySwitch::decompose_row`; with EXPAND,
+// `CpuBackend::expand_matrix`.
 
 struct Params {
     // Rows of N words in the result.
@@ -27,6 +29,20 @@ struct Params {
     // Polynomial k of the input begins at row source_stride k + source_first of x.
     source_stride: u32,
     source_first: u32,
+#endif
+#ifdef EXPAND
+    // The matrix, [inner][cols], less `skipped` integers at its start.
+    inner: u32,
+    cols: u32,
+    skipped: u32,
+    // Columns that share a polynomial.
+    columns: u32,
+    // The result is [outputs][inputs][limbs][N] from polynomial `first_poly` on, groups of columns from `first_output` and
+    // blocks of BLOCK_ROWS rows from `first_input` on.
+    first_poly: u32,
+    first_output: u32,
+    first_input: u32,
+    inputs: u32,
 #endif
     grid_x: u32,
 }

@@ -16,7 +16,7 @@ use heliostat::{
     engine::{
         Backend, DualBackend, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape,
         cpu::CpuBackend,
-        gpu::{GpuBackend, GpuOptions, ProductForm, adapters},
+        gpu::{GemmForm, GpuBackend, GpuOptions, ProductForm, adapters},
     },
 };
 
@@ -52,18 +52,18 @@ fn small_rings() -> Vec<Arc<RnsRing>> {
 
 #[test]
 fn laws_hold_with_64_bit_integers_unchecked() {
-    laws(&open(&options(ProductForm::U64, false)));
+    laws(&open(&GpuOptions { gemm: Some(GemmForm::Dot), ..options(ProductForm::U64, false) }));
 }
 
 #[test]
 fn laws_hold_with_64_bit_integers_checked() {
-    let backend = open(&options(ProductForm::U64, true));
+    let backend = open(&GpuOptions { gemm: Some(GemmForm::Wide), ..options(ProductForm::U64, true) });
     small_rings().iter().for_each(|ring| laws_in(&backend, ring));
 }
 
 #[test]
 fn laws_hold_with_split_products_unchecked() {
-    let backend = open(&options(ProductForm::Split16, false));
+    let backend = open(&GpuOptions { gemm: Some(GemmForm::Wide), ..options(ProductForm::Split16, false) });
     small_rings().iter().for_each(|ring| laws_in(&backend, ring));
     laws_in(&backend, &ring(1024, 30, 3));
     hybrid_laws(&backend);
@@ -71,7 +71,8 @@ fn laws_hold_with_split_products_unchecked() {
 
 #[test]
 fn laws_hold_with_split_products_checked_and_uniform_buffers() {
-    let backend = open(&GpuOptions { immediates: false, ..options(ProductForm::Split16, true) });
+    let backend =
+        open(&GpuOptions { immediates: false, gemm: Some(GemmForm::Dot), ..options(ProductForm::Split16, true) });
     small_rings().iter().for_each(|ring| laws_in(&backend, ring));
 }
 

@@ -68,6 +68,15 @@ fn reduce_words(words: vec2<u32>, m: Limb) -> u32 {
     return reduce_4p(low + high, m.p);
 }
 
+// Any 64-bit value in two's complement, given as (low, high), to [0, p).
+fn reduce_signed(words: vec2<u32>, m: Limb) -> u32 {
+    let negative = (words.y >> 31u) != 0u;
+    let low = ~words.x + 1u;
+    let negated = vec2<u32>(low, ~words.y + select(0u, 1u, low == 0u));
+    let r = reduce_words(select(words, negated, negative), m);
+    return select(r, neg_mod(r, m.p), negative);
+}
+
 fn acc_reduce(acc: Acc, m: Limb) -> u32 {
     return reduce_words(acc_words(acc), m);
 }

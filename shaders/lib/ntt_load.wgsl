@@ -64,6 +64,36 @@ fn load(source: Source, word: u32, m: Limb) -> u32 {
 }
 
 #else
+#ifdef EXPAND
+
+// A matrix of signed 16-bit integers, two a word: see `Backend::expand_matrix` for the polynomials.
+@group(0) @binding(4) var<storage, read> weights: array<u32>;
+
+struct Source {
+    // First row and column of the polynomial's part of the matrix.
+    row: u32,
+    col: u32,
+}
+
+fn source_of(row: u32) -> Source {
+    let poly = params.first_poly + row / params.limbs;
+    let block = params.first_input + poly % params.inputs;
+    return Source(block * BLOCK_ROWS, (params.first_output + poly / params.inputs) * params.columns);
+}
+
+fn load(source: Source, word: u32, m: Limb) -> u32 {
+    let column = word / BLOCK_ROWS;
+    let row = source.row + word % BLOCK_ROWS;
+    if (column >= params.columns || row >= params.inner || source.col + column >= params.cols) {
+        return 0u;
+    }
+    let half = row * params.cols + source.col + column - params.skipped;
+    let weight = bitcast<i32>(weights[half >> 1u] << (16u - 16u * (half & 1u))) >> 16u;
+    let magnitude = reduce_word_lazy(bitcast<u32>(abs(weight)), m);
+    return select(magnitude, 2u * m.p - magnitude, weight < 0);
+}
+
+#else
 
 @group(0) @binding(4) var<storage, read> x: array<u32>;
 
@@ -75,5 +105,6 @@ fn load(source: u32, word: u32, m: Limb) -> u32 {
     return x[source + word];
 }
 
+#endif
 #endif
 #endif

@@ -29,7 +29,10 @@ mod shaders;
 mod tables;
 mod transfer;
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// The wgpu that this crate is built with, for programs that share their device.
 pub use ::wgpu;
@@ -38,17 +41,17 @@ pub use self::{
     adapter::{AdapterSummary, adapters},
     faults::{Fault, Faults, Lack},
     preprocess::{PreprocessError, preprocess},
-    shaders::ProductForm,
+    shaders::{GemmForm, ProductForm},
 };
 use self::{
     context::Context,
     memory::GpuBuffer,
     shaders::{Kernel, Transform},
-    tables::TableCache,
+    tables::{TableCache, Tables},
 };
 use super::{
-    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape,
-    MemoryUse, Op, OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
+    Backend, BackendInfo, Buffer, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, MemoryUse, Op,
+    OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
     check::{self, operand},
 };
 
@@ -57,6 +60,8 @@ use super::{
 pub struct GpuOptions {
     /// Product form; `None` takes 64-bit integers where the adapter has them.
     pub form: Option<ProductForm>,
+    /// How products with small integers are computed; `None` measures at the first one and keeps the faster form.
+    pub gemm: Option<GemmForm>,
     /// Whether kernels carry bounds checks and loop counters. Off in release builds.
     pub checked: bool,
     /// Parameters as immediates (push constants) where the adapter has them, else in uniform buffers.
@@ -79,6 +84,7 @@ impl Default for GpuOptions {
     fn default() -> Self {
         Self {
             form: None,
+            gemm: None,
             checked: cfg!(debug_assertions),
             immediates: true,
             binding_bytes: None,
@@ -94,6 +100,7 @@ impl Default for GpuOptions {
 pub struct GpuBackend {
     context: Context,
     tables: TableCache,
+    gemm: Mutex<Option<GemmForm>>,
     ops: OpCounter,
 }
 
@@ -106,7 +113,7 @@ impl GpuBackend {
     pub fn open(index: usize, options: &GpuOptions) -> Result<Self> {
         let adapter = adapter::adapter_at(index)?;
         let context = Context::open(&adapter, options)?;
-        Ok(Self { context, tables: TableCache::default(), ops: OpCounter::new() })
+        Ok(Self { context, tables: TableCache::default(), gemm: Mutex::new(options.gemm), ops: OpCounter::new() })
     }
 
     /// Waits until everything submitted so far is done, for measurements.
@@ -129,7 +136,7 @@ impl GpuBackend {
     /// [`crate::engine::EngineError::Unsupported`] when the device has not enabled what the kernels need.
     pub fn with_device(device: wgpu::Device, queue: wgpu::Queue, options: &GpuOptions) -> Result<Self> {
         let context = Context::with_device(device, queue, options)?;
-        Ok(Self { context, tables: TableCache::default(), ops: OpCounter::new() })
+        Ok(Self { context, tables: TableCache::default(), gemm: Mutex::new(options.gemm), ops: OpCounter::new() })
     }
 
     /// Tells the backend that its device is lost: every later call is [`crate::engine::EngineError::DeviceLost`].
@@ -196,8 +203,13 @@ impl GpuBackend {
         Ok(memory)
     }
 
-    fn no_kernel(&self, op: Op) -> EngineError {
-        self.context.unsupported(op.name(), "a kernel for this operation and shape".into())
+    /// The form of products with small integers: as the options say, else the faster one on this adapter, measured once.
+    fn gemm_form(&self, tables: &Tables) -> Result<GemmForm> {
+        let mut form = self.gemm.lock().unwrap_or_else(PoisonError::into_inner);
+        match *form {
+            Some(form) => Ok(form),
+            None => Ok(*form.insert(ops::faster_gemm(&self.context, tables)?)),
+        }
     }
 
     fn empty(&self) -> Buffer {
@@ -205,8 +217,8 @@ impl GpuBackend {
     }
 
     fn transform(&self, op: Op, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, transform: Transform) -> Result<Buffer> {
-        let Some(x) = self.batch(op, ring, "the input", x, shape)? else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(x) = self.batch(op, ring, "the input", x, shape)? else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::transform(&self.context, op.name(), &tables, x, shape, transform)
     }
@@ -222,8 +234,8 @@ impl GpuBackend {
     ) -> Result<Buffer> {
         let first = self.batch(op, ring, "the first operand", a, shape)?;
         let second = self.batch(op, ring, "the second operand", b, shape)?;
-        let (Some(a), Some(b)) = (first, second) else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let (Some(a), Some(b)) = (first, second) else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::pointwise(&self.context, op.name(), &tables, kernel, a, b, shape)
     }
@@ -298,8 +310,8 @@ impl Backend for GpuBackend {
         let acc = self.batch(op, ring, "the sum", acc, shape)?;
         let a = self.batch(op, ring, "the first factor", a, shape)?;
         let b = self.batch(op, ring, "the second factor", b, shape)?;
-        let (Some(acc), Some(a), Some(b)) = (acc, a, b) else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let (Some(acc), Some(a), Some(b)) = (acc, a, b) else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::mul_accumulate(&self.context, op.name(), &tables, [acc, a, b], shape)
     }
@@ -308,8 +320,8 @@ impl Backend for GpuBackend {
         let op = Op::MulScalar;
         let x = self.batch(op, ring, "the input", x, shape)?;
         operand::scalars(ring, shape, scalars)?;
-        let Some(x) = x else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(x) = x else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::mul_scalar(&self.context, op.name(), &tables, ring, x, shape, scalars)
     }
@@ -318,8 +330,8 @@ impl Backend for GpuBackend {
         let op = Op::MatmulPlain;
         let (first, second) = (self.words_of(op, ct)?, self.words_of(op, plain)?);
         operand::matmul(ring, ct.words(), plain.words(), shape)?;
-        let (Some(ct), Some(plain)) = (first, second) else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let (Some(ct), Some(plain)) = (first, second) else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::matmul_plain(&self.context, op.name(), &tables, ct, plain, shape)
     }
@@ -327,10 +339,10 @@ impl Backend for GpuBackend {
     fn expand(&self, ring: &Arc<RnsRing>, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
         let op = Op::Expand;
         let polys = operand::positions(ring, limbs, values, positions)?;
+        self.ops.gpu(op);
         if polys == 0 {
             return Ok(self.empty());
         }
-        self.ops.gpu(op);
         let tables = self.tables.get(&self.context, ring)?;
         ops::expand(&self.context, op.name(), &tables, Shape { polys, limbs }, values, positions)
     }
@@ -339,8 +351,8 @@ impl Backend for GpuBackend {
         let op = Op::PackStep;
         let x = self.batch(op, ring, "the input", x, shape)?;
         operand::packing(ring, shape, shift)?;
-        let Some(x) = x else { return Ok((self.empty(), self.empty())) };
         self.ops.gpu(op);
+        let Some(x) = x else { return Ok((self.empty(), self.empty())) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::pack_step(&self.context, op.name(), &tables, x, shape, shift)
     }
@@ -349,8 +361,8 @@ impl Backend for GpuBackend {
         let op = Op::Automorphism;
         let x = self.batch(op, ring, "the input", x, shape)?;
         operand::galois_element(op, ring, g)?;
-        let Some(x) = x else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(x) = x else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::automorphism(&self.context, op.name(), &tables, x, shape, g)
     }
@@ -359,8 +371,8 @@ impl Backend for GpuBackend {
         let op = Op::AutomorphismNtt;
         let x = self.batch(op, ring, "the input", x, shape)?;
         operand::galois_element(op, ring, g)?;
-        let Some(x) = x else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(x) = x else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::automorphism_ntt(&self.context, op.name(), &tables, x, shape, g)
     }
@@ -369,8 +381,8 @@ impl Backend for GpuBackend {
         let op = Op::KeySwitch;
         let (input, key_memory) = (self.words_of(op, x)?, self.words_of(op, key)?);
         operand::key_switch(ring, x.words(), shape, key.words())?;
-        let (Some(x), Some(key)) = (input, key_memory) else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let (Some(x), Some(key)) = (input, key_memory) else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::key_switch(&self.context, op.name(), &tables, ring, x, shape, key)
     }
@@ -403,22 +415,41 @@ impl Backend for GpuBackend {
         let op = Op::BaseConvert;
         let memory = self.words_of(op, x)?;
         operand::base_convert(ring, x.words(), polys, &from, &to)?;
-        let Some(x) = memory else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(x) = memory else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::base_convert(&self.context, op.name(), &tables, x, polys, from, to)
     }
 
-    fn modular_gemm(&self, _ring: &Arc<RnsRing>, _x: &Buffer, _weights: &Buffer, _shape: GemmShape) -> Result<Buffer> {
-        Err(self.no_kernel(Op::ModularGemm))
+    fn modular_gemm(&self, ring: &Arc<RnsRing>, x: &Buffer, weights: &Buffer, shape: GemmShape) -> Result<Buffer> {
+        let op = Op::ModularGemm;
+        let (input, matrix) = (self.words_of(op, x)?, self.words_of(op, weights)?);
+        operand::modular_gemm(ring, x.words(), weights.words(), shape)?;
+        self.ops.gpu(op);
+        let (Some(x), Some(weights)) = (input, matrix) else { return Ok(self.empty()) };
+        let tables = self.tables.get(&self.context, ring)?;
+        let form = self.gemm_form(&tables)?;
+        ops::modular_gemm(&self.context, op.name(), &tables, x, weights, shape, form)
     }
 
-    fn ring_gemm(&self, _a: &Buffer, _b: &Buffer, _operand: RingOperand, _shape: RingGemmShape) -> Result<Buffer> {
-        Err(self.no_kernel(Op::RingGemm))
+    fn ring_gemm(&self, a: &Buffer, b: &Buffer, operand: RingOperand, shape: RingGemmShape) -> Result<Buffer> {
+        let op = Op::RingGemm;
+        let (left, right) = (self.words_of(op, a)?, self.words_of(op, b)?);
+        operand::ring_gemm(a.words(), b.words(), operand, shape)?;
+        self.ops.gpu(op);
+        let (Some(a), Some(b)) = (left, right) else { return Ok(self.empty()) };
+        ops::ring_gemm(&self.context, op.name(), a, b, operand, shape)
     }
 
-    fn expand_matrix(&self, _ring: &Arc<RnsRing>, _weights: &Buffer, _shape: &ExpandShape) -> Result<Buffer> {
-        Err(self.no_kernel(Op::ExpandMatrix))
+    fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
+        let op = Op::ExpandMatrix;
+        let memory = self.words_of(op, weights)?;
+        operand::expand_matrix(ring, weights.words(), shape)?;
+        let some = !shape.outputs.is_empty() && !shape.inputs.is_empty();
+        self.ops.gpu(op);
+        let (Some(weights), true) = (memory, some) else { return Ok(self.empty()) };
+        let tables = self.tables.get(&self.context, ring)?;
+        ops::expand_matrix(&self.context, op.name(), &tables, weights, shape)
     }
 
     fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {
@@ -437,8 +468,8 @@ impl Backend for GpuBackend {
         let op = Op::ModSwitch;
         let memory = self.batch(op, ring, "the input", x, shape)?;
         operand::target(shape, target)?;
-        let Some(memory) = memory else { return Ok(self.empty()) };
         self.ops.gpu(op);
+        let Some(memory) = memory else { return Ok(self.empty()) };
         if target == shape.limbs {
             return Ok(x.clone());
         }

@@ -1,6 +1,7 @@
 //! The typed table of shaders: sources, kernels with their bindings, and the permutations that the backend may build.
 
 use super::preprocess::{PreprocessError, preprocess};
+use crate::engine::RingOperand;
 
 /// How a 32 x 32-bit product gets its high word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +22,19 @@ impl ProductForm {
     }
 }
 
+/// How a product with small integers is computed; all give the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GemmForm {
+    /// Wide products of a weight and a residue.
+    Wide,
+    /// Dot products of four bytes, which many adapters have in hardware.
+    Dot,
+}
+
 /// Every shader source, by its path below `shaders/`.
 pub(super) const SOURCES: &[(&str, &str)] = &[
     ("lib/convert.wgsl", include_str!("../../../shaders/lib/convert.wgsl")),
+    ("lib/gemm_params.wgsl", include_str!("../../../shaders/lib/gemm_params.wgsl")),
     ("lib/galois.wgsl", include_str!("../../../shaders/lib/galois.wgsl")),
     ("lib/grid.wgsl", include_str!("../../../shaders/lib/grid.wgsl")),
     ("lib/modular.wgsl", include_str!("../../../shaders/lib/modular.wgsl")),
@@ -34,11 +45,14 @@ pub(super) const SOURCES: &[(&str, &str)] = &[
     ("automorphism.wgsl", include_str!("../../../shaders/automorphism.wgsl")),
     ("base_convert.wgsl", include_str!("../../../shaders/base_convert.wgsl")),
     ("expand.wgsl", include_str!("../../../shaders/expand.wgsl")),
+    ("gemm_dot.wgsl", include_str!("../../../shaders/gemm_dot.wgsl")),
     ("key_switch.wgsl", include_str!("../../../shaders/key_switch.wgsl")),
     ("matmul_plain.wgsl", include_str!("../../../shaders/matmul_plain.wgsl")),
     ("mod_switch.wgsl", include_str!("../../../shaders/mod_switch.wgsl")),
+    ("modular_gemm.wgsl", include_str!("../../../shaders/modular_gemm.wgsl")),
     ("ntt.wgsl", include_str!("../../../shaders/ntt.wgsl")),
     ("pointwise.wgsl", include_str!("../../../shaders/pointwise.wgsl")),
+    ("ring_gemm.wgsl", include_str!("../../../shaders/ring_gemm.wgsl")),
 ];
 
 /// Invocations a workgroup of every kernel but the `*_block` transforms, which take one per 16 values.
@@ -67,6 +81,9 @@ pub(super) enum Kernel {
     InnerProduct,
     ModSwitch,
     BaseConvert,
+    ModularGemm,
+    GemmDot,
+    RingGemm,
 }
 
 /// A storage buffer of a kernel: binding number and whether the kernel writes it. Binding 0 is the parameters.
@@ -96,6 +113,9 @@ impl Kernel {
             Self::InnerProduct => "key_switch.wgsl",
             Self::ModSwitch => "mod_switch.wgsl",
             Self::BaseConvert => "base_convert.wgsl",
+            Self::ModularGemm => "modular_gemm.wgsl",
+            Self::GemmDot => "gemm_dot.wgsl",
+            Self::RingGemm => "ring_gemm.wgsl",
         }
     }
 
@@ -119,6 +139,9 @@ impl Kernel {
             Self::InnerProduct => "inner_product",
             Self::ModSwitch => "mod_switch",
             Self::BaseConvert => "base_convert",
+            Self::ModularGemm => "modular_gemm",
+            Self::GemmDot => "gemm_dot",
+            Self::RingGemm => "ring_gemm",
         }
     }
 }
@@ -156,6 +179,33 @@ impl Variant {
         Self { kernel: Kernel::BaseConvert, flags: Vec::new(), constants: vec![("FROM", from as u32)] }
     }
 
+    /// `modular_gemm` by wide products or by dot products of bytes, and the outputs and words that a workgroup makes.
+    pub fn modular_gemm(form: GemmForm, product: ProductForm) -> (Self, usize, usize) {
+        let (kernel, outputs, columns) = match (form, product) {
+            (GemmForm::Wide, ProductForm::U64) => (Kernel::ModularGemm, 16, 2),
+            (GemmForm::Wide, ProductForm::Split16) => (Kernel::ModularGemm, 8, 1),
+            (GemmForm::Dot, _) => (Kernel::GemmDot, 8, 1),
+        };
+        let mut constants = vec![("OUTPUTS", outputs)];
+        if form == GemmForm::Wide {
+            constants.push(("COLUMNS", columns));
+        }
+        (Self { kernel, flags: Vec::new(), constants }, outputs as usize, (columns * WORKGROUP) as usize)
+    }
+
+    /// `ring_gemm` with elements of `words` words, and the rows and columns that a workgroup makes.
+    pub fn ring_gemm(words: usize, operand: RingOperand, rows: usize) -> (Self, usize, usize) {
+        let mut flags = Vec::new();
+        if words == 2 {
+            flags.push("WIDE");
+        }
+        if operand == RingOperand::Small {
+            flags.push("SMALL");
+        }
+        let each = if rows <= 16 { 1 } else { 4 };
+        (Self { kernel: Kernel::RingGemm, flags, constants: vec![("ROWS", each)] }, 16 * each as usize, 64)
+    }
+
     fn has(&self, flag: &str) -> bool {
         self.flags.contains(&flag)
     }
@@ -171,9 +221,10 @@ impl Variant {
             Kernel::Add | Kernel::Sub | Kernel::Mul => const { &[read(1), read(2), read(3), write(4)] },
             Kernel::MulAccumulate => const { &[read(1), read(6), read(2), read(3), write(4)] },
             Kernel::MulScalar => const { &[read(1), read(2), read(5), write(4)] },
-            Kernel::MatmulPlain | Kernel::Expand | Kernel::BaseConvert => {
+            Kernel::MatmulPlain | Kernel::Expand | Kernel::BaseConvert | Kernel::ModularGemm | Kernel::GemmDot => {
                 const { &[read(1), read(2), read(3), write(4)] }
             }
+            Kernel::RingGemm => const { &[read(1), read(2), write(3)] },
             Kernel::InnerProduct => const { &[read(1), read(2), read(3), write(4), read(5)] },
             Kernel::ModSwitch => {
                 let all = const { &[read(1), read(2), read(3), write(4), read(5), read(6)] };
@@ -189,14 +240,21 @@ impl Variant {
     pub fn params(&self) -> usize {
         match self.kernel {
             Kernel::ForwardBlock | Kernel::ForwardStream | Kernel::InverseBlock | Kernel::InverseStream => {
-                if self.has("DIGITS") { 9 } else { 5 }
+                if self.has("EXPAND") {
+                    13
+                } else if self.has("DIGITS") {
+                    9
+                } else {
+                    5
+                }
             }
             Kernel::Add | Kernel::Sub | Kernel::Mul | Kernel::MulAccumulate | Kernel::MulScalar => 4,
             Kernel::Automorphism | Kernel::AutomorphismNtt | Kernel::PackStep => 5,
             Kernel::Expand | Kernel::BaseConvert => 6,
             Kernel::MatmulPlain => 7,
             Kernel::ModSwitch => 8,
-            Kernel::InnerProduct => 10,
+            Kernel::InnerProduct | Kernel::ModularGemm | Kernel::GemmDot => 10,
+            Kernel::RingGemm => 12,
         }
     }
 
@@ -235,6 +293,8 @@ pub(super) enum Transform {
     Forward,
     /// Forward, with the digits of a key switch made on the way in, of so many limbs each.
     ForwardDigits(usize),
+    /// Forward, of weight polynomials made on the way in, with so many rows of the matrix in each.
+    ForwardExpand(usize),
     Inverse,
 }
 
@@ -280,6 +340,9 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
         }
         if i > 0 {
             pass.variant.flags.push("IN_PLACE");
+        } else if let Transform::ForwardExpand(rows) = transform {
+            pass.variant.flags.push("EXPAND");
+            pass.variant.constants.push(("BLOCK_ROWS", rows as u32));
         } else if let Transform::ForwardDigits(limbs) = transform {
             pass.variant.flags.push("DIGITS");
             pass.variant.constants.push(("DIGIT_LIMBS", limbs as u32));
@@ -309,10 +372,15 @@ mod tests {
             all.push(Variant::inner_product(tile, accumulate));
         }
         all.extend([1, 2, 7, 32].map(Variant::base_convert));
+        for operand in [RingOperand::Ring, RingOperand::Small] {
+            for (words, rows) in [(1, 16), (1, 17), (2, 16), (2, 17)] {
+                all.push(Variant::ring_gemm(words, operand, rows).0);
+            }
+        }
         for log_n in 3..=16 {
             for log_block in [4, 9, 12, 13] {
-                let digits = [1, 2, 32].map(Transform::ForwardDigits);
-                for transform in [Transform::Forward, Transform::Inverse].into_iter().chain(digits) {
+                let plain = [Transform::Forward, Transform::Inverse, Transform::ForwardExpand(5)];
+                for transform in plain.into_iter().chain([1, 2, 32].map(Transform::ForwardDigits)) {
                     for (i, pass) in ntt_passes(transform, log_n, log_block).into_iter().enumerate() {
                         let mut in_place = pass.variant.clone();
                         in_place.flags.push("IN_PLACE");
@@ -331,8 +399,9 @@ mod tests {
 
     #[test]
     fn every_permutation_is_valid_and_matches_the_table() {
-        for variant in all_variants() {
-            for form in [ProductForm::U64, ProductForm::Split16] {
+        for form in [ProductForm::U64, ProductForm::Split16] {
+            let gemm = [GemmForm::Wide, GemmForm::Dot].map(|gemm| Variant::modular_gemm(gemm, form).0);
+            for variant in all_variants().into_iter().chain(gemm) {
                 for immediates in [true, false] {
                     check(&variant, form, immediates);
                 }

@@ -1,5 +1,6 @@
 //! The laws, written once over `dyn Backend`.
 
+mod gemm;
 mod key_switch;
 mod permute;
 
@@ -62,9 +63,15 @@ pub fn laws_in(backend: &dyn Backend, ring: &Arc<RnsRing>) {
     bench.automorphism_ntt();
     bench.gather();
     bench.base_convert();
+    bench.modular_gemm();
+    bench.expand_matrix();
     if ring.moduli().len() > 1 {
         bench.key_switch();
         bench.rotate();
+    }
+    // Does not depend on the ring, but on every backend one of the rings has these.
+    if ring.n() == 32 && ring.moduli().len() == 4 {
+        bench.ring_gemm();
     }
     bench.wrong_shapes();
     bench.counters();
@@ -467,6 +474,7 @@ impl Bench<'_> {
         self.wrong_key_switches();
         self.wrong_gathers();
         self.wrong_conversions();
+        self.wrong_gemms();
     }
 
     fn counters(&self) {
@@ -488,6 +496,8 @@ impl Bench<'_> {
             "automorphism_ntt",
             "gather",
             "base_convert",
+            "modular_gemm",
+            "expand_matrix",
             "key_switch",
             "rotate",
             "mod_switch",

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `transform` | transforms |
 //! | `pointwise` | residue-wise operations |
-//! | `product` | products with plaintexts and with matrices |
+//! | `product` | products with plaintexts |
+//! | `gemm` | products with matrices of integers |
 //! | `permute` | automorphisms, packing, expansion, gathering |
 //! | `convert` | modulus switch, base conversion |
 //! | `key_switch` | key switches and rotations |
 
 mod convert;
+mod gemm;
 mod key_switch;
 mod permute;
 mod pointwise;
@@ -20,11 +22,12 @@ use std::ops::Range;
 
 pub(super) use self::{
     convert::{base_convert, mod_switch},
+    gemm::{faster_gemm, modular_gemm, ring_gemm},
     key_switch::{key_switch, rotate},
     permute::{automorphism, automorphism_ntt, expand, gather, pack_step},
     pointwise::{mul_accumulate, mul_scalar, pointwise},
     product::matmul_plain,
-    transform::transform,
+    transform::{expand_matrix, transform},
 };
 use super::{
     context::{Context, Slice},
@@ -100,6 +103,17 @@ fn parts(
     }
     let step = context.binding_words / words;
     Ok((0..items).step_by(step).map(|start| start..items.min(start + step)).collect())
+}
+
+/// The range of `words` words from `start` on, which need not be aligned, and where it begins in what a kernel then sees.
+fn window<'a>(context: &Context, buffer: &'a wgpu::Buffer, start: usize, words: usize) -> (Slice<'a>, usize) {
+    let before = start % context.align_words;
+    (Slice { buffer, start: start - before, words: words + before }, before)
+}
+
+/// Words that a [`window`] can hold wherever it starts.
+fn window_words(context: &Context) -> usize {
+    context.binding_words.saturating_sub(context.align_words - 1)
 }
 
 fn words32(values: &[usize]) -> Vec<u32> {

@@ -1,8 +1,8 @@
 //! Forward and inverse transforms.
 
-use super::{Rows, part, parts, words32};
+use super::{Rows, part, parts, window, window_words, words32};
 use crate::engine::{
-    Buffer, Shape,
+    Buffer, ExpandShape, Shape,
     backend::Result,
     gpu::{
         context::{Context, Launch, Slice},
@@ -82,4 +82,45 @@ pub(in crate::engine::gpu) fn transform(
         context.run(operation, &launches)?;
     }
     Ok(context.wrap(shape.polys * poly, Some(out)))
+}
+
+/// Weight polynomials in the NTT domain.
+pub(in crate::engine::gpu) fn expand_matrix(
+    context: &Context,
+    operation: &'static str,
+    tables: &Tables,
+    weights: &wgpu::Buffer,
+    shape: &ExpandShape,
+) -> Result<Buffer> {
+    let poly = shape.limbs * tables.n;
+    let polys = shape.outputs.len() * shape.inputs.len();
+    let out = context.allocate(operation, polys * poly)?;
+    // The rows of the matrix that are read.
+    let rows = (shape.inputs.start * shape.block).min(shape.inner)..(shape.inputs.end * shape.block).min(shape.inner);
+    let halves = rows.start * shape.cols..rows.end * shape.cols;
+    let words = halves.end.div_ceil(2) - halves.start / 2;
+    if words > window_words(context) {
+        let what = format!("storage bindings of {} bytes, the rows of the matrix", 4 * words);
+        return Err(context.unsupported(operation, what));
+    }
+    let (seen, before) = window(context, weights, halves.start / 2, words);
+    let skipped = 2 * (halves.start / 2 - before);
+    for range in parts(context, operation, tables, polys, poly)? {
+        let params = vec![
+            shape.inner,
+            shape.cols,
+            skipped,
+            shape.columns,
+            range.start,
+            shape.outputs.start,
+            shape.inputs.start,
+            shape.inputs.len(),
+        ];
+        let input = Input { slices: vec![seen], params };
+        let result = part(out.buffer(), &range, poly);
+        let transform = Transform::ForwardExpand(shape.block);
+        let launches = launches(context, tables, transform, input, result, Rows::prefix(shape.limbs));
+        context.run(operation, &launches)?;
+    }
+    Ok(context.wrap(polys * poly, Some(out)))
 }
