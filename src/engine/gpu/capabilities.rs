@@ -28,6 +28,10 @@ pub(super) struct Plan {
     pub log_block: u32,
     /// Largest range of a buffer that a kernel can see, in bytes.
     pub binding_bytes: u64,
+    /// Buffers that the host maps.
+    pub zero_copy: bool,
+    /// Timestamps around launches.
+    pub timestamps: bool,
 }
 
 impl Offer {
@@ -83,6 +87,16 @@ impl Offer {
         if immediates {
             features |= wgpu::Features::IMMEDIATES;
         }
+        let mappable = wgpu::Features::MAPPABLE_PRIMARY_BUFFERS;
+        let shares_memory = matches!(self.info.device_type, wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::Cpu);
+        let zero_copy = options.zero_copy.unwrap_or(shares_memory && available.contains(mappable));
+        if zero_copy {
+            features |= mappable;
+        }
+        let timestamps = options.timestamps && available.contains(wgpu::Features::TIMESTAMP_QUERY);
+        if timestamps {
+            features |= wgpu::Features::TIMESTAMP_QUERY;
+        }
         if !available.contains(features) {
             return Err(self.unsupported(format!("the feature {:?}", features - *available)));
         }
@@ -101,6 +115,6 @@ impl Offer {
         let log_block = log_block
             .ok_or_else(|| self.unsupported(format!("64 bytes of workgroup memory (its limit is {shared})")))?;
         let binding_bytes = limits.max_storage_buffer_binding_size.min(options.binding_bytes.unwrap_or(u64::MAX));
-        Ok(Plan { form, features, immediates, log_block, binding_bytes })
+        Ok(Plan { form, features, immediates, log_block, binding_bytes, zero_copy, timestamps })
     }
 }

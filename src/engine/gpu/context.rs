@@ -1,7 +1,7 @@
 //! One open device: errors as values, memory within the budget, launches.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -9,9 +9,10 @@ use super::{
     GpuOptions, ProductForm,
     capabilities::{Offer, Plan},
     faults::{Event, Faults, Lack},
-    memory::{GpuBuffer, Memory, Pool, Reserved},
+    memory::{GpuBuffer, Memory, Pool, Reserved, Wiper},
     pipelines::{Pipeline, Pipelines},
     shaders::Variant,
+    timing::{SLOTS, Timer},
     transfer::Staging,
 };
 use crate::engine::{Buffer, EngineError, backend::Result};
@@ -39,6 +40,11 @@ pub(super) struct Context {
     pub(super) staging: Staging,
     pub(super) pipelines: Pipelines,
     pub(super) faults: Faults,
+    /// Buffers are mapped instead of copied.
+    pub(super) zero_copy: bool,
+    /// Held to submit work, and alone while a buffer that others may use is mapped.
+    mapping: RwLock<()>,
+    pub(super) timer: Option<Timer>,
     lost: Arc<Mutex<Option<String>>>,
     stray: Arc<Mutex<Option<String>>>,
     dispatches: AtomicU64,
@@ -107,24 +113,32 @@ impl Context {
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let Offer { info, limits, .. } = offer;
+        let timer = plan.timestamps.then(|| Timer::new(&device, &queue));
+        let lost = Arc::default();
+        let wiper =
+            options.wipe.then(|| Wiper { device: device.clone(), queue: queue.clone(), lost: Arc::clone(&lost) });
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             form: plan.form,
             log_block: plan.log_block,
             binding_words: usize::try_from(plan.binding_bytes / 4).unwrap_or(usize::MAX),
             align_words: (limits.min_storage_buffer_offset_alignment as usize).div_ceil(4).max(1),
-            checked: options.checked,
+            // Sources from outside may do anything.
+            checked: options.checked || options.shader_dir.is_some(),
             immediates: plan.immediates,
             max_buffer_bytes: limits.max_buffer_size,
             max_groups: limits.max_compute_workgroups_per_dimension,
             device,
             queue,
             hosted,
-            pool: Arc::new(Pool::new(options.pool_bytes, options.vram_bytes)),
+            pool: Arc::new(Pool::new(options.pool_bytes, options.vram_bytes, wiper)),
             staging: Staging::default(),
-            pipelines: Pipelines::default(),
+            pipelines: Pipelines::new(options.shader_dir.clone()),
             faults: options.faults.clone(),
-            lost: Arc::default(),
+            zero_copy: plan.zero_copy,
+            mapping: RwLock::new(()),
+            timer,
+            lost,
             stray: Arc::default(),
             dispatches: AtomicU64::new(0),
             info,
@@ -159,7 +173,10 @@ impl Context {
         if let Some(memory) = self.pool.take(class, class) {
             return Ok(memory);
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        if self.zero_copy {
+            usage |= wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::MAP_WRITE;
+        }
         let reserved = match self.pool.reserve(class, false) {
             Some(reserved) => reserved,
             None => {
@@ -206,10 +223,10 @@ impl Context {
         }
     }
 
-    /// Gives the driver back what is kept for reuse.
-    fn release(&self, operation: &'static str) -> Result<()> {
+    /// Gives the driver back what is kept for reuse, wiped.
+    pub fn release(&self, operation: &'static str) -> Result<()> {
         self.pool.clear();
-        self.staging.clear();
+        self.staging.clear(&self.pool);
         // The driver has it once the last work that uses it is done.
         self.wait(operation)
     }
@@ -224,22 +241,56 @@ impl Context {
         self.poll(operation, wgpu::PollType::wait_indefinitely())
     }
 
-    /// Records the launches in one pass, in order, and submits them.
+    /// Records the launches in one pass, in order, and submits them; with a timer, in a pass each.
     pub fn run(&self, operation: &'static str, launches: &[Launch<'_>]) -> Result<()> {
         let pipelines = launches.iter().map(|l| self.pipeline(operation, &l.variant)).collect::<Result<Vec<_>>>()?;
-        self.submission(operation, 0, || {
-            let mut encoder =
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
-            let mut pass = encoder
-                .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(operation), timestamp_writes: None });
-            for (launch, pipeline) in launches.iter().zip(&pipelines) {
-                self.record(&mut pass, launch, pipeline);
+        match &self.timer {
+            None => self.submission(operation, 0, || {
+                let mut encoder = self.encoder(operation);
+                let descriptor = wgpu::ComputePassDescriptor { label: Some(operation), timestamp_writes: None };
+                let mut pass = encoder.begin_compute_pass(&descriptor);
+                for (launch, pipeline) in launches.iter().zip(&pipelines) {
+                    self.record(&mut pass, launch, pipeline);
+                }
+                drop(pass);
+                self.queue.submit([encoder.finish()]);
+            })?,
+            Some(timer) => {
+                for (launches, pipelines) in launches.chunks(SLOTS).zip(pipelines.chunks(SLOTS)) {
+                    self.run_timed(operation, timer, launches, pipelines)?;
+                }
             }
-            drop(pass);
-            self.queue.submit([encoder.finish()]);
-        })?;
+        }
         self.dispatches.fetch_add(launches.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn run_timed(
+        &self,
+        operation: &'static str,
+        timer: &Timer,
+        launches: &[Launch<'_>],
+        pipelines: &[Arc<Pipeline>],
+    ) -> Result<()> {
+        let mut state = timer.state();
+        if state.free() < launches.len() {
+            self.collect_times(timer, &mut state)?;
+        }
+        let before = state.pending();
+        let submitted = self.submission(operation, 0, || {
+            let mut encoder = self.encoder(operation);
+            for (launch, pipeline) in launches.iter().zip(pipelines) {
+                let writes = timer.writes(&mut state, launch.variant.kernel.entry());
+                let descriptor = wgpu::ComputePassDescriptor { label: Some(operation), timestamp_writes: Some(writes) };
+                self.record(&mut encoder.begin_compute_pass(&descriptor), launch, pipeline);
+            }
+            self.queue.submit([encoder.finish()]);
+        });
+        submitted.inspect_err(|_| state.forget(before))
+    }
+
+    pub(super) fn encoder(&self, operation: &'static str) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) })
     }
 
     fn record(&self, pass: &mut wgpu::ComputePass<'_>, launch: &Launch<'_>, pipeline: &Pipeline) {
@@ -354,7 +405,17 @@ impl Context {
                 self.device.destroy();
             }
         }
+        let _submitting = self.zero_copy.then(|| self.submitting());
         self.scoped(operation, bytes, f)
+    }
+
+    fn submitting(&self) -> RwLockReadGuard<'_, ()> {
+        self.mapping.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps other threads from submitting work, as nothing may use a buffer that is mapped.
+    pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.mapping.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs wgpu calls and turns what they report into an error of `operation`; `bytes` is what they ask for.
@@ -384,6 +445,12 @@ impl Context {
             return Err(EngineError::Validation { operation, reason });
         }
         Ok(value)
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.staging.clear(&self.pool);
     }
 }
 

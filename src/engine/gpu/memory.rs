@@ -3,6 +3,9 @@
 //!
 //! Reuse spares the driver an allocation and wgpu the clearing of fresh memory. It is safe without fences: all work goes
 //! through one queue, in order, and a buffer comes back only after the launches that use it have been submitted.
+//!
+//! What leaves the pool for the driver is overwritten with zeros first, where [`super::GpuOptions::wipe`] says so. What stays
+//! in the pool is not: the next user overwrites it.
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +42,11 @@ impl Memory {
     /// The wgpu buffer.
     pub fn buffer(&self) -> &wgpu::Buffer {
         &self.buffer
+    }
+
+    /// Whether the host program may use the buffer too.
+    pub fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
     }
 
     /// The wgpu buffer for somebody who may keep it longer than this: it will not be reused.
@@ -85,10 +93,38 @@ impl Drop for Reserved {
     }
 }
 
+/// Overwrites buffers that are about to go back to the driver.
+pub(super) struct Wiper {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    /// Why the device is lost, if it is.
+    pub lost: Arc<Mutex<Option<String>>>,
+}
+
+impl Wiper {
+    /// Clears the buffers in one submission. Errors are dropped: there is nobody to tell, and a device that fails here fails
+    /// at its next use as well.
+    pub fn wipe(&self, buffers: &[wgpu::Buffer]) {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if buffers.is_empty() || lost {
+            return;
+        }
+        let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::Internal]
+            .map(|filter| self.device.push_error_scope(filter));
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("wipe") });
+        for buffer in buffers {
+            encoder.clear_buffer(buffer, 0, None);
+        }
+        self.queue.submit([encoder.finish()]);
+        scopes.into_iter().rev().for_each(|scope| drop(pollster::block_on(scope.pop())));
+    }
+}
+
 /// Free buffers by size, and the account.
 pub(super) struct Pool {
     capacity: u64,
     budget: Option<u64>,
+    wiper: Option<Wiper>,
     state: Mutex<State>,
 }
 
@@ -108,9 +144,9 @@ impl State {
 }
 
 impl Pool {
-    /// A pool that keeps up to `capacity` bytes; with all that is in use, `budget` at most.
-    pub fn new(capacity: u64, budget: Option<u64>) -> Self {
-        Self { capacity, budget, state: Mutex::default() }
+    /// A pool that keeps up to `capacity` bytes; with all that is in use, `budget` at most. Without a wiper nothing is wiped.
+    pub fn new(capacity: u64, budget: Option<u64>, wiper: Option<Wiper>) -> Self {
+        Self { capacity, budget, wiper, state: Mutex::default() }
     }
 
     /// The size to allocate for `bytes`: rounded up to an eighth of an octave, so that similar requests share buffers.
@@ -159,26 +195,50 @@ impl Pool {
         Some(Reserved { pool: Arc::clone(self), bytes, staging })
     }
 
-    /// Frees everything that the pool keeps; says whether there was anything.
-    pub fn clear(&self) -> bool {
-        let mut state = self.lock();
-        state.pooled = 0;
-        !std::mem::take(&mut state.free).is_empty()
+    /// Frees everything that the pool keeps.
+    pub fn clear(&self) {
+        let free = {
+            let mut state = self.lock();
+            state.pooled = 0;
+            std::mem::take(&mut state.free)
+        };
+        self.wipe(&free.into_values().flatten().collect::<Vec<_>>());
+    }
+
+    /// Wipes buffers that will not be used again, if that is wanted.
+    pub fn wipe(&self, buffers: &[wgpu::Buffer]) {
+        if let Some(wiper) = &self.wiper {
+            wiper.wipe(buffers);
+        }
     }
 
     fn give(&self, buffer: &wgpu::Buffer, shared: bool) {
         let size = buffer.size();
-        let mut state = self.lock();
-        state.live = state.live.saturating_sub(size);
-        if !shared && state.pooled + size <= self.capacity {
-            state.pooled += size;
-            state.free.entry(size).or_default().push(buffer.clone());
+        let kept = {
+            let mut state = self.lock();
+            state.live = state.live.saturating_sub(size);
+            let kept = !shared && state.pooled + size <= self.capacity;
+            if kept {
+                state.pooled += size;
+                state.free.entry(size).or_default().push(buffer.clone());
+            }
+            kept
+        };
+        // Memory that the host uses too is the host's to wipe.
+        if !kept && !shared {
+            self.wipe(std::slice::from_ref(buffer));
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while the lock is held; the contents are plain data in any case.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -198,7 +258,7 @@ mod tests {
 
     #[test]
     fn the_account_keeps_to_the_budget() {
-        let pool = Arc::new(Pool::new(1 << 20, Some(1000)));
+        let pool = Arc::new(Pool::new(1 << 20, Some(1000), None));
         let live = pool.reserve(600, false).unwrap();
         let staging = pool.reserve(400, true).unwrap();
         assert!(pool.reserve(1, false).is_none() && pool.reserve(u64::MAX, true).is_none());
@@ -207,7 +267,7 @@ mod tests {
         assert_eq!((usage.live, usage.staging, usage.peak, usage.budget), (0, 400, 1000, Some(1000)));
         drop(staging);
         assert!(pool.reserve(1000, false).is_some());
-        let boundless = Arc::new(Pool::new(0, None));
+        let boundless = Arc::new(Pool::new(0, None, None));
         assert!(boundless.reserve(1 << 50, false).is_some());
     }
 }

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `adapter`, `capabilities` | finding adapters; what a device offers and how it is used |
 //! | `context` | an open device: errors as values, memory within the budget, launches |
-//! | `memory` | buffers, their pool, and the account of bytes |
+//! | `memory` | buffers, their pool, the account of bytes, wiping |
 //! | `transfer` | words to the device and back |
-//! | `pipelines` | compiled kernels |
+//! | `pipelines` | compiled kernels, from the built-in sources or a folder |
 //! | `faults` | faults on demand, for tests and drills |
+//! | `timing`, `ceilings`, `audit` | time on the device, its limits, and what kernels do by their text |
 //! | `preprocess`, `shaders` | `#include` and `#ifdef` for WGSL, the typed table of kernels |
 //! | `tables` | constants of a ring on the device |
 //! | `ops` | launches of each operation, in parts where a batch exceeds what a kernel can see |
@@ -18,7 +19,9 @@
 //! allows gives [`crate::engine::EngineError::OutOfMemory`].
 
 mod adapter;
+mod audit;
 mod capabilities;
+mod ceilings;
 mod context;
 mod faults;
 mod memory;
@@ -27,10 +30,12 @@ mod pipelines;
 mod preprocess;
 mod shaders;
 mod tables;
+mod timing;
 mod transfer;
 
 use std::{
     ops::Range,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -39,13 +44,16 @@ pub use ::wgpu;
 
 pub use self::{
     adapter::{AdapterSummary, adapters},
+    audit::{Cost, KernelAudit, audit},
+    ceilings::Ceilings,
     faults::{Fault, Faults, Lack},
     preprocess::{PreprocessError, preprocess},
     shaders::{GemmForm, ProductForm},
+    timing::KernelTime,
 };
 use self::{
     context::Context,
-    memory::GpuBuffer,
+    memory::{GpuBuffer, Memory},
     shaders::{Kernel, Transform},
     tables::{TableCache, Tables},
 };
@@ -76,6 +84,21 @@ pub struct GpuOptions {
     /// `None` leaves it to the driver. Compiled kernels and the driver's own overhead are not counted, nor are transfers of
     /// less than a MiB on their way to the device.
     pub vram_bytes: Option<u64>,
+    /// Whether the host maps device buffers instead of copying through others (`MAPPABLE_PRIMARY_BUFFERS`). `None`: where
+    /// device and host share their memory, on integrated and software adapters that can.
+    pub zero_copy: Option<bool>,
+    /// Whether device memory is overwritten with zeros before it goes back to the driver. Memory in use or kept for reuse is
+    /// not: [`GpuBackend::release`] gives the latter back. Not reached: wgpu's own copies of uploads, parameters of launches,
+    /// memory that the host program owns or shares, and everything on a device that is lost.
+    pub wipe: bool,
+    /// A folder to read shader sources from instead of the built-in ones, for who works on kernels: as `shaders/` of this
+    /// crate, looked at again at every launch. An edit takes effect at the next launch; a broken one is
+    /// [`crate::engine::EngineError::Validation`] with file and line until it is mended. Kernels are checked then (see
+    /// `checked`), as their text may do anything.
+    pub shader_dir: Option<PathBuf>,
+    /// Whether launches are timed on the device, for [`GpuBackend::take_times`]; without effect where the adapter has no
+    /// timestamps. Launches run one by one then.
+    pub timestamps: bool,
     /// Faults to inject, for tests and drills.
     pub faults: Faults,
 }
@@ -91,6 +114,10 @@ impl Default for GpuOptions {
             workgroup_memory: None,
             pool_bytes: 1 << 30,
             vram_bytes: None,
+            zero_copy: None,
+            wipe: true,
+            shader_dir: None,
+            timestamps: false,
             faults: Faults::default(),
         }
     }
@@ -144,6 +171,17 @@ impl GpuBackend {
         self.context.lose(reason);
     }
 
+    /// Gives the driver back the memory that is kept for reuse, wiped if the options say so, and waits until that is done.
+    pub fn release(&self) -> Result<()> {
+        self.context.release("release")
+    }
+
+    /// Time that each kernel took on the device since the last call, by entry point. Waits for what is under way. Empty
+    /// without [`GpuOptions::timestamps`].
+    pub fn take_times(&self) -> Result<Vec<KernelTime>> {
+        self.context.take_times()
+    }
+
     /// The host's buffer as an operand, without a copy. It holds `words` words at least, has the usages `STORAGE`, `COPY_SRC`
     /// and `COPY_DST`, and was made on this backend's device.
     ///
@@ -163,7 +201,7 @@ impl GpuBackend {
                 "an imported buffer of {size} bytes with usages {found:?} cannot hold {words} words under {usages:?}"
             )
         })?;
-        Ok(self.context.wrap(words, (words > 0).then(|| memory::Memory::of_host(buffer))))
+        Ok(self.context.wrap(words, (words > 0).then(|| Memory::of_host(buffer))))
     }
 
     /// The wgpu buffer behind an engine buffer and the number of words in it, for kernels of the host; `None` where it is
@@ -184,9 +222,14 @@ impl GpuBackend {
 
     /// The wgpu buffer behind an engine buffer; `None` when it is empty.
     fn words_of<'a>(&self, op: Op, x: &'a Buffer) -> Result<Option<&'a wgpu::Buffer>> {
+        Ok(self.memory_of(op, x)?.map(Memory::buffer))
+    }
+
+    /// The memory behind an engine buffer; `None` when it is empty.
+    fn memory_of<'a>(&self, op: Op, x: &'a Buffer) -> Result<Option<&'a Memory>> {
         let found = x.downcast::<GpuBuffer>().filter(|b| b.context == self.context.id);
         check::require(op, found.is_some(), || "the buffer belongs to another backend; download and upload it".into())?;
-        Ok(found.and_then(|b| b.memory.as_ref()).map(memory::Memory::buffer))
+        Ok(found.and_then(|b| b.memory.as_ref()))
     }
 
     /// Checks that `x` is a batch `[polys][limbs][N]` of this backend.
@@ -270,10 +313,10 @@ impl Backend for GpuBackend {
     }
 
     fn download(&self, x: &Buffer) -> Result<Vec<u32>> {
-        let memory = self.words_of(Op::Download, x)?;
+        let memory = self.memory_of(Op::Download, x)?;
         self.ops.gpu(Op::Download);
         match memory {
-            Some(memory) => self.context.download(Op::Download.name(), memory, x.words()),
+            Some(memory) => self.context.download_memory(Op::Download.name(), memory, x.words()),
             None => Ok(Vec::new()),
         }
     }

@@ -2,13 +2,17 @@
 
 use std::{
     collections::HashMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::SystemTime,
 };
+
+use wgpu::naga;
 
 use super::{
     context::{Context, lock},
     faults::Event,
-    shaders::Variant,
+    shaders::{SOURCES, Variant},
 };
 use crate::engine::{EngineError, backend::Result};
 
@@ -19,27 +23,76 @@ pub(super) struct Pipeline {
 }
 
 /// The kernels of a device.
-#[derive(Default)]
 pub(super) struct Pipelines {
-    built: Mutex<HashMap<Variant, Arc<Pipeline>>>,
+    built: Mutex<HashMap<Variant, (Stamp, Arc<Pipeline>)>>,
+    /// Where the sources are read from, instead of the built-in ones.
+    folder: Option<PathBuf>,
+}
+
+/// When each source was written, and its length; empty for the built-in ones.
+type Stamp = Vec<Option<(SystemTime, u64)>>;
+
+impl Pipelines {
+    /// None built yet.
+    pub fn new(folder: Option<PathBuf>) -> Self {
+        Self { built: Mutex::default(), folder }
+    }
+
+    fn stamp(&self) -> Stamp {
+        let Some(folder) = &self.folder else { return Stamp::new() };
+        let stamp = |path: &str| {
+            let found = std::fs::metadata(folder.join(path)).ok()?;
+            Some((found.modified().ok()?, found.len()))
+        };
+        SOURCES.iter().map(|(path, _)| stamp(path)).collect()
+    }
 }
 
 impl Context {
-    /// The kernel, built if this is its first use. A kernel that cannot be built is tried again at its next use.
+    /// The kernel, built if this is its first use or its sources have changed. A kernel that cannot be built is tried again
+    /// at its next use; until then it is that error, and no older build is used in its place.
     pub fn pipeline(&self, operation: &'static str, variant: &Variant) -> Result<Arc<Pipeline>> {
         let mut built = lock(&self.pipelines.built);
-        if let Some(pipeline) = built.get(variant) {
+        let stamp = self.pipelines.stamp();
+        if let Some((built_from, pipeline)) = built.get(variant)
+            && *built_from == stamp
+        {
             return Ok(Arc::clone(pipeline));
         }
-        let mut source = variant
-            .source(self.form, self.immediates)
-            .map_err(|e| EngineError::Validation { operation, reason: e.to_string() })?;
+        let wrong = |reason: String| EngineError::Validation { operation, reason };
+        let mut source = match &self.pipelines.folder {
+            None => variant.source(self.form, self.immediates).map_err(|e| wrong(e.to_string()))?,
+            Some(folder) => self.source_in(folder, variant).map_err(wrong)?,
+        };
         if self.faults.strikes(Event::Build) {
             source.push_str("fn injected fault");
         }
         let pipeline = Arc::new(self.scoped(operation, 0, || self.build(variant, source))?);
-        built.insert(variant.clone(), Arc::clone(&pipeline));
+        built.insert(variant.clone(), (stamp, Arc::clone(&pipeline)));
         Ok(pipeline)
+    }
+
+    /// The kernel's source from `folder`, or what is wrong with it: file, line, and why.
+    fn source_in(&self, folder: &Path, variant: &Variant) -> std::result::Result<String, String> {
+        // A file that is not there matters only where it is included.
+        let read = |&(path, _): &(&'static str, &str)| Some((path, std::fs::read_to_string(folder.join(path)).ok()?));
+        let files: Vec<(&str, String)> = SOURCES.iter().filter_map(read).collect();
+        let sources: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+        let at = |path: &str| folder.join(path).display().to_string();
+        let expanded = variant
+            .expand(&sources, self.form, self.immediates)
+            .map_err(|e| format!("{e} (sources in {})", folder.display()))?;
+        let place = |location: Option<naga::SourceLocation>| {
+            let origin = location.and_then(|l| expanded.origin(l.line_number as usize));
+            origin.map_or_else(|| at(variant.kernel.file()), |(file, line)| format!("{}:{line}", at(file)))
+        };
+        let module = naga::front::wgsl::parse_str(&expanded.text)
+            .map_err(|e| format!("{}: {}", place(e.location(&expanded.text)), e.message()))?;
+        let capabilities = naga::valid::Capabilities::IMMEDIATES | naga::valid::Capabilities::SHADER_INT64;
+        naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities)
+            .validate(&module)
+            .map_err(|e| format!("{}: {}", place(e.location(&expanded.text)), e.as_inner()))?;
+        Ok(expanded.text)
     }
 
     fn build(&self, variant: &Variant, source: String) -> Pipeline {
@@ -92,7 +145,7 @@ impl Context {
 /// Builds a module without bounds checks and loop counters, which cost about a third of the time on some drivers.
 #[allow(unsafe_code)]
 fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
-    // SAFETY: the source comes from the crate's own `shaders/`, never from outside. Every kernel compares its index with the
+    // SAFETY: the source is built into the crate, never from outside (`shader_dir` forces the checked form). Every kernel compares its index with the
     // number of items before it touches memory; all other indices are functions of that index and of parameters that
     // `GpuBackend` has checked against the length of every bound range (`Slice`), but for the entries of `expand`'s position
     // table, which `GpuBackend::expand` makes itself. Loops are bounded by those parameters, divisors (limbs, tiles) are

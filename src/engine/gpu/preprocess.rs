@@ -48,9 +48,35 @@ pub fn preprocess(
     flags: &[&str],
     constants: &[(&str, u32)],
 ) -> Result<String, PreprocessError> {
-    let mut expansion = Expansion { sources, flags, constants, included: Vec::new(), out: String::new() };
+    expand(sources, root, flags, constants).map(|expanded| expanded.text)
+}
+
+/// An expanded source.
+pub(super) struct Expanded {
+    /// The text.
+    pub text: String,
+    /// File and line, from 1, of every line of the text.
+    lines: Vec<(String, usize)>,
+}
+
+impl Expanded {
+    /// File and line that `line` of the text, from 1, comes from.
+    pub fn origin(&self, line: usize) -> Option<(&str, usize)> {
+        self.lines.get(line.checked_sub(1)?).map(|(file, line)| (file.as_str(), *line))
+    }
+}
+
+/// As [`preprocess`], with the origin of every line.
+pub(super) fn expand(
+    sources: &[(&str, &str)],
+    root: &str,
+    flags: &[&str],
+    constants: &[(&str, u32)],
+) -> Result<Expanded, PreprocessError> {
+    let out = Expanded { text: String::new(), lines: Vec::new() };
+    let mut expansion = Expansion { sources, flags, constants, included: Vec::new(), out };
     for (name, value) in constants {
-        expansion.out.push_str(&format!("const {name}: u32 = {value}u;\n"));
+        expansion.push(&format!("const {name}: u32 = {value}u;"), "constants", 1);
     }
     expansion.include(root, None)?;
     Ok(expansion.out)
@@ -61,7 +87,7 @@ struct Expansion<'a> {
     flags: &'a [&'a str],
     constants: &'a [(&'a str, u32)],
     included: Vec<&'a str>,
-    out: String,
+    out: Expanded,
 }
 
 /// One open `#ifdef`.
@@ -75,6 +101,12 @@ struct Condition {
 }
 
 impl Expansion<'_> {
+    fn push(&mut self, line: &str, file: &str, number: usize) {
+        self.out.text.push_str(line);
+        self.out.text.push('\n');
+        self.out.lines.push((file.to_owned(), number));
+    }
+
     fn include(&mut self, path: &str, from: Option<(&str, usize)>) -> Result<(), PreprocessError> {
         let Some(&(path, text)) = self.sources.iter().find(|(name, _)| *name == path) else {
             let (file, line) = from.unwrap_or((path, 0));
@@ -90,8 +122,7 @@ impl Expansion<'_> {
             let keep = open.last().is_none_or(|c| c.outer && c.branch);
             let Some(directive) = line.strip_prefix('#') else {
                 if keep {
-                    self.out.push_str(line);
-                    self.out.push('\n');
+                    self.push(line, path, number);
                 }
                 continue;
             };
@@ -152,6 +183,15 @@ mod tests {
     fn includes_once_and_only_in_kept_text() {
         assert_eq!(one("#include \"b\"\nx\n#include \"b\"", &[]).unwrap(), "const SIZE: u32 = 4u;\nin b\nx\n");
         assert_eq!(one("#ifdef A\n#include \"b\"\n#endif", &[]).unwrap(), "const SIZE: u32 = 4u;\n");
+    }
+
+    #[test]
+    fn lines_know_where_they_come_from() {
+        let text = "a\n#ifdef NO\nx\n#endif\n#include \"b\"\nlast";
+        let expanded = expand(&[("a", text), ("b", "in b\n")], "a", &[], &[("SIZE", 4)]).unwrap();
+        let found: Vec<_> = (1..=4).map(|line| expanded.origin(line).unwrap()).collect();
+        assert_eq!(found, [("constants", 1), ("a", 1), ("b", 1), ("a", 6)]);
+        assert!(expanded.origin(0).is_none() && expanded.origin(5).is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The typed table of shaders: sources, kernels with their bindings, and the permutations that the backend may build.
 
-use super::preprocess::{PreprocessError, preprocess};
+use super::preprocess::{Expanded, PreprocessError, expand};
 use crate::engine::RingOperand;
 
 /// How a 32 x 32-bit product gets its high word.
@@ -44,6 +44,7 @@ pub(super) const SOURCES: &[(&str, &str)] = &[
     ("lib/rows.wgsl", include_str!("../../../shaders/lib/rows.wgsl")),
     ("automorphism.wgsl", include_str!("../../../shaders/automorphism.wgsl")),
     ("base_convert.wgsl", include_str!("../../../shaders/base_convert.wgsl")),
+    ("ceilings.wgsl", include_str!("../../../shaders/ceilings.wgsl")),
     ("expand.wgsl", include_str!("../../../shaders/expand.wgsl")),
     ("gemm_dot.wgsl", include_str!("../../../shaders/gemm_dot.wgsl")),
     ("key_switch.wgsl", include_str!("../../../shaders/key_switch.wgsl")),
@@ -84,6 +85,8 @@ pub(super) enum Kernel {
     ModularGemm,
     GemmDot,
     RingGemm,
+    CeilingCopy,
+    CeilingProducts,
 }
 
 /// A storage buffer of a kernel: binding number and whether the kernel writes it. Binding 0 is the parameters.
@@ -116,6 +119,7 @@ impl Kernel {
             Self::ModularGemm => "modular_gemm.wgsl",
             Self::GemmDot => "gemm_dot.wgsl",
             Self::RingGemm => "ring_gemm.wgsl",
+            Self::CeilingCopy | Self::CeilingProducts => "ceilings.wgsl",
         }
     }
 
@@ -142,6 +146,8 @@ impl Kernel {
             Self::ModularGemm => "modular_gemm",
             Self::GemmDot => "gemm_dot",
             Self::RingGemm => "ring_gemm",
+            Self::CeilingCopy => "ceiling_copy",
+            Self::CeilingProducts => "ceiling_products",
         }
     }
 }
@@ -232,6 +238,8 @@ impl Variant {
             }
             Kernel::Automorphism => const { &[read(1), read(2), write(4)] },
             Kernel::AutomorphismNtt => const { &[read(2), write(4)] },
+            Kernel::CeilingCopy => const { &[read(1), write(2)] },
+            Kernel::CeilingProducts => const { &[write(2)] },
             Kernel::PackStep => const { &[read(1), read(2), read(3), write(4), write(5)] },
         }
     }
@@ -255,6 +263,7 @@ impl Variant {
             Kernel::ModSwitch => 8,
             Kernel::InnerProduct | Kernel::ModularGemm | Kernel::GemmDot => 10,
             Kernel::RingGemm => 12,
+            Kernel::CeilingCopy | Kernel::CeilingProducts => 3,
         }
     }
 
@@ -264,8 +273,18 @@ impl Variant {
         self.constants.iter().find(|(name, _)| *name == "THREADS").map_or(WORKGROUP, |&(_, threads)| threads)
     }
 
-    /// The WGSL text.
+    /// The WGSL text of the built-in sources.
     pub fn source(&self, form: ProductForm, immediates: bool) -> Result<String, PreprocessError> {
+        self.expand(SOURCES, form, immediates).map(|expanded| expanded.text)
+    }
+
+    /// The WGSL text of other sources, and where its lines come from.
+    pub fn expand(
+        &self,
+        sources: &[(&str, &str)],
+        form: ProductForm,
+        immediates: bool,
+    ) -> Result<Expanded, PreprocessError> {
         let mut flags = self.flags.clone();
         if form == ProductForm::U64 {
             flags.push("FORM_U64");
@@ -273,7 +292,7 @@ impl Variant {
         if immediates {
             flags.push("IMMEDIATES");
         }
-        preprocess(SOURCES, self.kernel.file(), &flags, &self.constants)
+        expand(sources, self.kernel.file(), &flags, &self.constants)
     }
 }
 
@@ -365,6 +384,8 @@ mod tests {
         let plain =
             [Add, Sub, Mul, MulAccumulate, MulScalar, MatmulPlain, Expand, Automorphism, AutomorphismNtt, PackStep];
         let mut all: Vec<_> = plain.map(Variant::plain).into();
+        all.extend([CeilingCopy, CeilingProducts].map(Variant::plain));
+        all.push(Variant { flags: vec!["HIGH"], ..Variant::plain(CeilingProducts) });
         for rotate in [false, true] {
             all.extend([1, 2, 4, 63].map(|dropped| Variant::mod_switch(dropped, rotate)));
         }

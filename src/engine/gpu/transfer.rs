@@ -1,6 +1,10 @@
 //! Words to the device and back.
 
-use std::sync::{Mutex, mpsc};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+    mpsc,
+};
 
 use super::{
     context::{Context, lock},
@@ -14,6 +18,8 @@ const PIECE_BYTES: u64 = 64 << 20;
 const LEAST_PIECE_BYTES: u64 = 1 << 16;
 /// Uploads that are put on the account of memory, where pieces are not smaller anyway.
 const COUNTED_BYTES: u64 = 1 << 20;
+/// Uploads that are worth mapping memory for.
+const LEAST_MAPPED_BYTES: u64 = 1 << 12;
 /// Readback buffers kept for the next download.
 const STAGING_KEPT: usize = 3;
 
@@ -24,9 +30,10 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Frees all of them.
-    pub fn clear(&self) {
-        lock(&self.kept).clear();
+    /// Frees all of them, wiped as `pool` wipes.
+    pub fn clear(&self, pool: &Pool) {
+        let kept = std::mem::take(&mut *lock(&self.kept));
+        pool.wipe(&kept.iter().map(|(buffer, _)| buffer.clone()).collect::<Vec<_>>());
     }
 }
 
@@ -41,6 +48,12 @@ impl Context {
     /// Copies words to new device memory.
     pub fn upload(&self, operation: &'static str, words: &[u32]) -> Result<Memory> {
         let memory = self.allocate(operation, words.len())?;
+        if self.zero_copy
+            && 4 * words.len() as u64 >= LEAST_MAPPED_BYTES
+            && self.write_mapped(operation, &memory, words)?
+        {
+            return Ok(memory);
+        }
         let piece = self.piece_bytes();
         for (i, part) in words.chunks((piece / 4) as usize).enumerate() {
             let bytes = 4 * part.len() as u64;
@@ -57,6 +70,78 @@ impl Context {
             })?;
         }
         Ok(memory)
+    }
+
+    /// Writes words straight into memory that nobody else has yet; says whether that could be done without waiting for work
+    /// that still uses it.
+    fn write_mapped(&self, operation: &'static str, memory: &Memory, words: &[u32]) -> Result<bool> {
+        // Counts as a submission where faults are injected.
+        self.submission(operation, 0, || ())?;
+        let slice = memory.buffer().slice(..4 * words.len() as u64);
+        let mapped = Arc::new(AtomicBool::new(false));
+        let report = Arc::clone(&mapped);
+        self.scoped(operation, 0, || {
+            slice.map_async(wgpu::MapMode::Write, move |result| report.store(result.is_ok(), Ordering::Release));
+        })?;
+        self.poll(operation, wgpu::PollType::Poll)?;
+        let free = mapped.load(Ordering::Acquire);
+        if free {
+            let bytes: &[u8] = bytemuck::cast_slice(words);
+            let mut view = slice.get_mapped_range_mut().map_err(|e| self.refused(operation, e.to_string()))?;
+            view.copy_from_slice(bytes);
+        }
+        // Also takes the request back.
+        self.scoped(operation, 0, || memory.buffer().unmap())?;
+        Ok(free)
+    }
+
+    /// Copies the first `words` words of memory back, without a copy on the device where it can be mapped.
+    pub fn download_memory(&self, operation: &'static str, memory: &Memory, words: usize) -> Result<Vec<u32>> {
+        let bytes = 4 * words as u64;
+        let mappable = memory.buffer().usage().contains(wgpu::BufferUsages::MAP_READ) && !memory.is_shared();
+        if !mappable || words == 0 {
+            return self.download(operation, memory.buffer(), words);
+        }
+        let mut out = Vec::new();
+        out.try_reserve_exact(words).map_err(|_| self.out_of_memory(operation, bytes))?;
+        self.submission(operation, 0, || ())?;
+        let _alone = self.alone();
+        self.map_and_read(operation, memory.buffer(), bytes, wgpu::PollType::wait_indefinitely(), &mut out)?;
+        Ok(out)
+    }
+
+    /// Maps the first `bytes` bytes of a buffer, once `until` is over, and appends them to `out`.
+    fn map_and_read(
+        &self,
+        operation: &'static str,
+        buffer: &wgpu::Buffer,
+        bytes: u64,
+        until: wgpu::PollType,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let failed = |reason: String| self.refused(operation, reason);
+        let (sender, receiver) = mpsc::channel();
+        let slice = buffer.slice(..bytes);
+        self.scoped(operation, bytes, || {
+            slice.map_async(wgpu::MapMode::Read, move |result| {
+                // The receiver is gone only if this download has failed already.
+                let _ = sender.send(result);
+            });
+        })?;
+        self.poll(operation, until)?;
+        match receiver.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(failed(e.to_string())),
+            Err(e) => return Err(failed(e.to_string())),
+        }
+        {
+            let view = slice.get_mapped_range().map_err(|e| failed(e.to_string()))?;
+            match bytemuck::try_cast_slice::<u8, u32>(&view) {
+                Ok(words) => out.extend_from_slice(words),
+                Err(_) => out.extend(bytemuck::pod_collect_to_vec::<u8, u32>(&view)),
+            }
+        }
+        self.scoped(operation, 0, || buffer.unmap())
     }
 
     /// Copies the first `words` words of a buffer back.
@@ -99,8 +184,7 @@ impl Context {
     ) -> Result<Memory> {
         let memory = self.allocate(operation, words)?;
         self.submission(operation, 4 * words as u64, || {
-            let mut encoder =
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            let mut encoder = self.encoder(operation);
             encoder.copy_buffer_to_buffer(buffer, 4 * start as u64, memory.buffer(), 0, 4 * words as u64);
             self.queue.submit([encoder.finish()]);
         })?;
@@ -134,38 +218,20 @@ impl Context {
                 (self.create(operation, "readback", &reserved, usage)?, reserved)
             }
         };
-        let (sender, receiver) = mpsc::channel();
         let submitted = self.submission(operation, bytes, || {
-            let mut encoder =
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(operation) });
+            let mut encoder = self.encoder(operation);
             encoder.copy_buffer_to_buffer(buffer, start, &staging, 0, bytes);
-            let submitted = self.queue.submit([encoder.finish()]);
-            staging.slice(..bytes).map_async(wgpu::MapMode::Read, move |result| {
-                // The receiver is gone only if this download has failed already.
-                let _ = sender.send(result);
-            });
-            submitted
+            self.queue.submit([encoder.finish()])
         })?;
-        self.poll(operation, wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None })?;
-        let failed = |reason: String| self.refused(operation, reason);
-        match receiver.recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(failed(e.to_string())),
-            Err(e) => return Err(failed(e.to_string())),
-        }
-        {
-            let view = staging.slice(..bytes).get_mapped_range().map_err(|e| failed(e.to_string()))?;
-            match bytemuck::try_cast_slice::<u8, u32>(&view) {
-                Ok(words) => out.extend_from_slice(words),
-                Err(_) => out.extend(bytemuck::pod_collect_to_vec::<u8, u32>(&view)),
-            }
-        }
-        staging.unmap();
+        let until = wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None };
+        self.map_and_read(operation, &staging, bytes, until, out)?;
         let mut kept = lock(&self.staging.kept);
-        if kept.len() >= STAGING_KEPT {
-            kept.remove(0);
-        }
+        let gone = (kept.len() >= STAGING_KEPT).then(|| kept.remove(0));
         kept.push((staging, reserved));
+        drop(kept);
+        if let Some((buffer, _)) = gone {
+            self.pool.wipe(&[buffer]);
+        }
         Ok(())
     }
 }
