@@ -348,6 +348,7 @@ impl fmt::Display for Report {
                 ("SUBGROUP", a.subgroup_ops),
                 ("TIMESTAMP_QUERY", a.timestamps),
                 ("IMMEDIATES", a.immediates),
+                ("MAPPABLE_PRIMARY_BUFFERS", a.mappable),
             ];
             let features = features.iter().map(yes_no).collect::<Vec<_>>().join(", ");
             writeln!(f, "     {features}; products {}", a.form)?;

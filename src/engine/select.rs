@@ -187,6 +187,7 @@ mod tests {
             subgroup_ops: true,
             timestamps: true,
             immediates: true,
+            mappable: false,
             form: "u64",
         }
     }

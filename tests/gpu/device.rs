@@ -1,6 +1,10 @@
-//! The device side of the GPU backend: faults, memory within a budget, devices of a host program.
+//! The device side of the GPU backend: faults, memory within a budget, devices of a host program, zero copy, times, shaders
+//! from a folder.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use heliostat::{
     arith::{ShareModulus, sample::SecureRng},
@@ -305,4 +309,118 @@ fn buffers_go_in_and_out_without_a_copy() {
     assert!(matches!(backend.import(make(wgpu::BufferUsages::STORAGE), 64), Err(EngineError::Shape { .. })));
     let elsewhere = open(&GpuOptions::default());
     assert!(elsewhere.export(&next).is_none() && elsewhere.export(&elsewhere.upload(&[]).unwrap()).is_none());
+}
+
+#[test]
+fn laws_hold_with_and_without_copies() {
+    for zero_copy in [true, false] {
+        let backend = open(&GpuOptions { zero_copy: Some(zero_copy), ..GpuOptions::default() });
+        [ring(64, 30, 3), ring(512, 27, 2), ring(4096, 30, 1)].iter().for_each(|ring| laws_in(&backend, ring));
+        // Only copies need staging.
+        assert_eq!(backend.memory().staging == 0, zero_copy, "{:?}", backend.memory());
+    }
+}
+
+/// A thread that maps a buffer keeps others from using it only as long as it reads.
+#[test]
+fn threads_share_buffers_that_are_read_back() {
+    for zero_copy in [true, false] {
+        let backend = open(&GpuOptions { zero_copy: Some(zero_copy), ..GpuOptions::default() });
+        let (ring, shape) = (ring(4096, 30, 1), Shape { polys: 2, limbs: 1 });
+        let x = backend.upload(&vec![3; 8192]).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        let sum = backend.add(&ring, &x, &x, shape).unwrap();
+                        assert!(backend.download(&x).unwrap().iter().all(|&word| word == 3));
+                        assert!(backend.download(&sum).unwrap().iter().all(|&word| word == 6));
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn released_memory_is_gone_and_what_is_in_use_stays() {
+    let backend = open(&GpuOptions::default());
+    let kept = backend.upload(&[7; 5000]).unwrap();
+    drop(backend.upload(&[8; 50_000]).unwrap());
+    assert!(backend.memory().pooled >= 200_000);
+    backend.release().unwrap();
+    let usage = backend.memory();
+    assert!(usage.pooled == 0 && usage.live >= 20_000, "{usage:?}");
+    assert_eq!(backend.download(&kept).unwrap(), [7; 5000]);
+}
+
+#[test]
+fn launches_are_timed_by_kernel_when_asked() {
+    let backend = open(&GpuOptions { timestamps: true, ..GpuOptions::default() });
+    let expected = work(&open(&GpuOptions::default())).unwrap();
+    assert_eq!(work(&backend).unwrap(), expected);
+    let times = backend.take_times().unwrap();
+    assert_eq!(times.iter().map(|t| t.launches).sum::<u64>(), backend.dispatches());
+    assert!(times.iter().all(|t| t.nanoseconds.is_finite() && t.nanoseconds >= 0.0), "{times:?}");
+    assert!(times.iter().any(|t| t.kernel == "forward_block" && t.launches >= 2), "{times:?}");
+    assert_eq!(backend.take_times().unwrap(), []);
+
+    // More launches than there are timestamps.
+    let (ring, shape) = (ring(16, 30, 1), Shape { polys: 1, limbs: 1 });
+    let x = backend.upload(&[1; 16]).unwrap();
+    (0..600).for_each(|_| drop(backend.add(&ring, &x, &x, shape).unwrap()));
+    let times = backend.take_times().unwrap();
+    assert_eq!((times.len(), times[0].kernel, times[0].launches), (1, "add", 600));
+
+    let untimed = open(&GpuOptions::default());
+    work(&untimed).unwrap();
+    assert_eq!(untimed.take_times().unwrap(), []);
+}
+
+/// Shaders are read from a folder, again when they change; a broken one says where and is used again once it is mended.
+#[test]
+fn shaders_of_a_folder_are_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    std::fs::create_dir(folder.path().join("lib")).unwrap();
+    for path in ["", "lib"] {
+        for entry in std::fs::read_dir(built_in.join(path)).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_file() {
+                std::fs::copy(&entry, folder.path().join(path).join(entry.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    let shader_dir = Some(folder.path().to_owned());
+    let backend = open(&GpuOptions { shader_dir, ..GpuOptions::default() });
+    let (ring, shape) = (ring(64, 30, 1), Shape { polys: 1, limbs: 1 });
+    let x = backend.upload(&[3; 64]).unwrap();
+    let sum = || backend.download(&backend.add(&ring, &x, &x, shape)?);
+    assert_eq!(sum().unwrap(), [6; 64]);
+
+    let modular = folder.path().join("lib/modular.wgsl");
+    let original = std::fs::read_to_string(&modular).unwrap();
+    let declaration = "fn add_mod(a: u32, b: u32, p: u32) -> u32 {";
+    let line = 1 + original.lines().position(|line| line == declaration).unwrap();
+    let with = |text: &str| std::fs::write(&modular, original.replace(declaration, text)).unwrap();
+    with(&format!("{declaration} if (p > 0u) {{ return 7u; }}"));
+    assert_eq!(sum().unwrap(), [7; 64]);
+    let refused = |text: &str, why: &str| {
+        with(text);
+        for _ in 0..2 {
+            match sum() {
+                Err(EngineError::Validation { operation: "add", reason }) => assert!(reason.contains(why), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    refused("fn add_mod(a: u32, b: u32, p: u32) -> u32 ? {", &format!("lib/modular.wgsl:{line}: "));
+    refused(&format!("{declaration} return missing;"), &format!("lib/modular.wgsl:{line}: "));
+    refused(&format!("#unknown\n{declaration}"), &format!("lib/modular.wgsl:{line}: cannot read the directive"));
+    with(declaration);
+    assert_eq!(sum().unwrap(), [6; 64]);
+    std::fs::remove_file(modular).unwrap();
+    match sum() {
+        Err(EngineError::Validation { reason, .. }) => assert!(reason.contains("lib/modular.wgsl"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
 }

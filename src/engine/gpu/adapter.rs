@@ -38,6 +38,8 @@ pub struct AdapterSummary {
     pub timestamps: bool,
     /// Immediates (push constants).
     pub immediates: bool,
+    /// Device buffers that the host can map.
+    pub mappable: bool,
     /// The product form that a backend on this adapter uses unless told otherwise.
     pub form: &'static str,
 }
@@ -72,6 +74,7 @@ impl AdapterSummary {
             subgroup_ops: features.contains(wgpu::Features::SUBGROUP),
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             immediates: features.contains(wgpu::Features::IMMEDIATES),
+            mappable: features.contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
             form: form.name(),
         }
     }

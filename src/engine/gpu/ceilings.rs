@@ -55,7 +55,7 @@ struct Effort {
 }
 
 impl GpuBackend {
-    /// Measures the device's limits: in about two seconds, or with `quick` in less than one.
+    /// Measures the device's limits: for a few seconds, or with `quick` for about one.
     ///
     /// # Errors
     /// Whatever allocating and launching report.
@@ -66,7 +66,12 @@ impl GpuBackend {
         let effort = Effort {
             seconds: if quick { 0.02 } else { 0.1 },
             // Larger than the last level of cache of any device there is.
-            copy_bytes: (if software || quick { 64 << 20 } else { 512 << 20 }).min(most),
+            copy_bytes: (match (software, quick) {
+                (true, true) => 16 << 20,
+                (true, false) => 64 << 20,
+                (false, _) => 256 << 20,
+            })
+            .min(most),
             transfer_bytes: (if software || quick { 8 << 20 } else { 64 << 20 }).min(most),
         };
         let (copy_bytes_per_s, copy_buffer_bytes) = copy(context, &effort)?;

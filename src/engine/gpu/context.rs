@@ -501,6 +501,29 @@ mod tests {
         }
     }
 
+    /// What a buffer holds once it has left the pool.
+    fn left_behind(options: GpuOptions, leave: impl FnOnce(&Context)) -> Vec<u32> {
+        let adapter = super::super::adapter::adapter_at(0).unwrap();
+        let context = Context::open(&adapter, &options).unwrap();
+        let memory = context.upload("upload", &[0x5ec2e7; 2000]).unwrap();
+        let buffer = memory.buffer().clone();
+        drop(memory);
+        leave(&context);
+        context.download("download", &buffer, 2000).unwrap()
+    }
+
+    #[test]
+    fn memory_is_wiped_when_it_leaves() {
+        let secret = vec![0x5ec2e7; 2000];
+        let release = |context: &Context| context.release("release").unwrap();
+        assert_eq!(left_behind(GpuOptions::default(), release), [0; 2000]);
+        // Pooled memory waits for its next user.
+        assert_eq!(left_behind(GpuOptions::default(), |_| ()), secret);
+        let boundless = GpuOptions { pool_bytes: 0, ..GpuOptions::default() };
+        assert_eq!(left_behind(boundless.clone(), |_| ()), [0; 2000]);
+        assert_eq!(left_behind(GpuOptions { wipe: false, ..boundless }, release), secret);
+    }
+
     #[test]
     fn what_wgpu_refuses_is_an_error_that_names_the_operation() {
         let context = open();

@@ -83,6 +83,8 @@ impl Context {
             .expand(&sources, self.form, self.immediates)
             .map_err(|e| format!("{e} (sources in {})", folder.display()))?;
         let place = |location: Option<naga::SourceLocation>| {
+            // A place of no length at the start stands for none.
+            let location = location.filter(|l| l.length > 0);
             let origin = location.and_then(|l| expanded.origin(l.line_number as usize));
             origin.map_or_else(|| at(variant.kernel.file()), |(file, line)| format!("{}:{line}", at(file)))
         };

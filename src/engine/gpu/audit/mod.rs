@@ -151,7 +151,16 @@ fn cases() -> Vec<Case> {
                     n: 1 << log_n,
                     shape: "one limb of one polynomial",
                     variant: pass.variant,
-                    parameters: vec![("rows", 6), ("limbs", 6)],
+                    parameters: vec![
+                        ("rows", 6),
+                        ("limbs", 6),
+                        ("data", 6),
+                        ("skip", 0),
+                        ("digits", 5),
+                        ("first_digit", 0),
+                        ("source_stride", 5),
+                        ("source_first", 0),
+                    ],
                     invocations: u64::from(pass.per_row * threads),
                     coefficients: 1 << log_n,
                 });
@@ -205,7 +214,7 @@ fn cases() -> Vec<Case> {
             "mod_switch",
             "6 limbs to 5",
             Variant::mod_switch(1, false),
-            &[("limbs", 6), ("kept", 5), ("ring_limbs", 6), ("polys", 1)],
+            &[("limbs", 6), ("kept", 5), ("data", 6), ("skip", 0), ("ring_limbs", 6), ("polys", 1)],
             n,
             5 * n,
         ),
@@ -310,11 +319,15 @@ mod tests {
         let find = |form| all.iter().find(|a| (a.operation, a.n, a.form) == ("ntt_forward", 4096, form)).unwrap();
         let (fast, split) = (find("u64"), find("split16"));
         assert_eq!((fast.workgroup, fast.invocations, fast.workgroup_bytes), (256, 256, 16384));
-        // 12 stages of 8 butterflies: a product by Shoup has two low products and a high one.
-        assert_eq!((fast.cost.multiplies, fast.cost.wide_multiplies), (2 * 96, 96));
-        assert_eq!((split.cost.multiplies, split.cost.wide_multiplies), (6 * 96, 0));
+        // 12 stages of 8 butterflies: a product by Shoup has two low products and a high one. One more for the index.
+        assert_eq!((fast.cost.multiplies, fast.cost.wide_multiplies), (2 * 96 + 1, 96));
+        assert_eq!((split.cost.multiplies, split.cost.wide_multiplies), (6 * 96 + 1, 0));
         assert_eq!((fast.cost.workgroup_reads, fast.cost.workgroup_writes, fast.cost.barriers), (32, 32, 2));
         assert_eq!((fast.cost.read["x"], fast.cost.written["result"]), (16, 16));
-        println!("{fast:?}\n{split:?}");
+        assert_eq!((fast.cost.operations(), split.cost.operations()), (1583, 2729));
+        assert_eq!(
+            (fast.operations_per_coefficient(), fast.bytes_per_coefficient()),
+            (1583.0 / 16.0, 4.0 * 130.0 / 16.0)
+        );
     }
 }
