@@ -254,6 +254,12 @@ pub trait Backend: Send + Sync {
         MemoryUse::default()
     }
 
+    /// What went wrong on the device while another one did the work in its place, for reports; `None` where nothing has. One
+    /// sentence without a full stop.
+    fn degraded(&self) -> Option<String> {
+        None
+    }
+
     /// Copies words to the device.
     fn upload(&self, words: &[u32]) -> Result<Buffer>;
 

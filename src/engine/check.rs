@@ -31,6 +31,12 @@ pub(crate) fn require(op: Op, holds: bool, detail: impl FnOnce() -> String) -> R
     if holds { Ok(()) } else { Err(EngineError::Shape { operation: op.name(), detail: detail() }) }
 }
 
+/// The error of a buffer that another backend made.
+pub(crate) fn foreign_buffer(op: Op) -> EngineError {
+    let detail = "the buffer belongs to another backend; download and upload it".into();
+    EngineError::Shape { operation: op.name(), detail }
+}
+
 /// The preconditions on scalars that are not lengths of buffers.
 pub(crate) mod operand {
     use super::*;

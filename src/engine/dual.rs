@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape,
     MemoryUse, Op, OpCount, OpCounter, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape,
+    check::foreign_buffer, ops::merged,
 };
 
 /// [`Backend`] for debugging and tests: `A` (the GPU) computes, `B` (the CPU) checks.
@@ -49,10 +50,7 @@ impl<A: Backend, B: Backend> DualBackend<A, B> {
 }
 
 fn split(op: Op, x: &Buffer) -> Result<&Pair> {
-    x.downcast().ok_or_else(|| EngineError::Shape {
-        operation: op.name(),
-        detail: "the buffer belongs to another backend; download and upload it".into(),
-    })
+    x.downcast().ok_or_else(|| foreign_buffer(op))
 }
 
 /// Both values, or the error; if only one side fails, its error says which side that is.
@@ -99,20 +97,7 @@ impl<A: Backend, B: Backend> Backend for DualBackend<A, B> {
     }
 
     fn ops(&self) -> Vec<OpCount> {
-        let sides = [self.gpu.ops(), self.cpu.ops(), self.compared.snapshot()];
-        let sum = |name, field: fn(&OpCount) -> u64| {
-            sides.iter().flatten().filter(|count| count.name == name).map(field).sum()
-        };
-        Op::ALL
-            .into_iter()
-            .map(|op| OpCount {
-                name: op.name(),
-                gpu: sum(op.name(), |c| c.gpu),
-                cpu: sum(op.name(), |c| c.cpu),
-                compared: sum(op.name(), |c| c.compared),
-            })
-            .filter(|count| count.gpu + count.cpu + count.compared > 0)
-            .collect()
+        merged(&[self.gpu.ops(), self.cpu.ops(), self.compared.snapshot()])
     }
 
     fn memory(&self) -> MemoryUse {

@@ -5,9 +5,12 @@ mod check;
 pub mod cpu;
 pub mod doctor;
 mod dual;
+mod embed;
 mod error;
+mod fallback;
 pub mod gpu;
 mod ops;
+mod poly;
 mod ring;
 pub mod schedule;
 pub mod select;
@@ -17,7 +20,11 @@ pub use backend::{
     Result, RingGemmShape, RingOperand, Rotation, Shape, small_words,
 };
 pub use dual::DualBackend;
+pub use embed::{Engine, EngineBuilder};
 pub use error::EngineError;
+pub use fallback::{FallbackBackend, FallbackLimits};
+pub use num_bigint::BigInt;
 pub use ops::{Op, OpCounter};
+pub use poly::{Coeff, Domain, Ntt, Poly};
 pub use ring::RnsRing;
-pub use select::{BackendChoice, Opened};
+pub use select::{BackendChoice, OnGpuLoss, OpenOptions, Opened};

@@ -133,6 +133,20 @@ impl OpCounter {
     }
 }
 
+/// The counters of several backends as those of one, in the order of the trait.
+pub(super) fn merged(sides: &[Vec<OpCount>]) -> Vec<OpCount> {
+    let sum = |op: Op, field: fn(&OpCount) -> u64| {
+        sides.iter().flatten().filter(|count| count.name == op.name()).map(field).sum()
+    };
+    let merge = |op: Op| OpCount {
+        name: op.name(),
+        gpu: sum(op, |c| c.gpu),
+        cpu: sum(op, |c| c.cpu),
+        compared: sum(op, |c| c.compared),
+    };
+    Op::ALL.into_iter().map(merge).filter(|count| count.gpu + count.cpu + count.compared > 0).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{
-    Backend, DualBackend, EngineError, Result,
+    Backend, DualBackend, EngineError, FallbackBackend, Result,
     cpu::CpuBackend,
     doctor,
     gpu::{AdapterSummary, GpuBackend, GpuOptions, adapters},
@@ -57,6 +57,60 @@ impl FromStr for BackendChoice {
     }
 }
 
+/// What happens when the GPU is lost, runs out of memory, or refuses something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGpuLoss {
+    /// The operation is an error.
+    #[default]
+    Fail,
+    /// The CPU finishes the work: [`super::FallbackBackend`].
+    Cpu,
+}
+
+impl OnGpuLoss {
+    /// Every choice, in the order of the help text.
+    pub const ALL: [Self; 2] = [Self::Fail, Self::Cpu];
+
+    /// `fail` or `cpu`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fail => "fail",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+impl fmt::Display for OnGpuLoss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for OnGpuLoss {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|choice| choice.name() == text);
+        found.ok_or_else(|| format!("{text:?} is not something to do when the GPU is lost: choose fail or cpu"))
+    }
+}
+
+/// What [`open_with`] opens.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// Which backend.
+    pub choice: BackendChoice,
+    /// An adapter's index or a part of its name, upper and lower case alike; see [`adapters`].
+    pub adapter: Option<String>,
+    /// Threads of the CPU backend; `None` is all of them.
+    pub threads: Option<usize>,
+    /// Most bytes of device memory that a GPU backend may hold; `None` leaves it to the driver.
+    pub vram_bytes: Option<u64>,
+    /// What happens when the GPU fails. Without effect where the CPU is chosen.
+    pub on_gpu_loss: OnGpuLoss,
+}
+
 /// A backend and one sentence on why it was chosen.
 pub struct Opened {
     /// The backend.
@@ -72,23 +126,41 @@ pub struct Opened {
 /// [`EngineError::NoAdapter`] when `gpu` or `dual` finds none, or none fits `adapter`; whatever opening the device reports.
 /// `auto` without `adapter` never fails.
 pub fn open(choice: BackendChoice, adapter: Option<&str>, threads: Option<usize>) -> Result<Opened> {
+    open_with(&OpenOptions { choice, adapter: adapter.map(str::to_owned), threads, ..OpenOptions::default() })
+}
+
+/// As [`open`], with all options.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(options: &OpenOptions) -> Result<Opened> {
+    let (choice, adapter, threads) = (options.choice, options.adapter.as_deref(), options.threads);
     let found = if choice == BackendChoice::Cpu { Vec::new() } else { adapters() };
     let hint = || doctor::Facts::gather().advice(&found).into_iter().next();
     let (index, reason) = match choose(choice, adapter, &found, hint)? {
         Plan::Cpu(reason) => return Ok(Opened { backend: Arc::new(CpuBackend::new(threads)), reason }),
         Plan::Gpu(index, reason) => (index, reason),
     };
-    let gpu = GpuBackend::open(index, &GpuOptions::default());
-    match (choice, gpu) {
+    let cpu = || CpuBackend::new(threads);
+    let gpu = GpuOptions { vram_bytes: options.vram_bytes, ..GpuOptions::default() };
+    match (choice, GpuBackend::open(index, &gpu)) {
         (BackendChoice::Dual, Ok(gpu)) => {
-            Ok(Opened { backend: Arc::new(DualBackend::new(gpu, CpuBackend::new(threads))), reason })
+            Ok(Opened { backend: guarded(DualBackend::new(gpu, cpu()), cpu, options.on_gpu_loss), reason })
         }
-        (_, Ok(gpu)) => Ok(Opened { backend: Arc::new(gpu), reason }),
+        (_, Ok(gpu)) => Ok(Opened { backend: guarded(gpu, cpu, options.on_gpu_loss), reason }),
         (BackendChoice::Auto, Err(e)) if adapter.is_none() => {
             let reason = format!("the GPU does not open ({e}); using the CPU");
             Ok(Opened { backend: Arc::new(CpuBackend::new(threads)), reason })
         }
         (_, Err(e)) => Err(e),
+    }
+}
+
+/// `backend`, with the CPU behind it where that is asked for.
+fn guarded<B: Backend + 'static>(backend: B, cpu: impl Fn() -> CpuBackend, what: OnGpuLoss) -> Arc<dyn Backend> {
+    match what {
+        OnGpuLoss::Fail => Arc::new(backend),
+        OnGpuLoss::Cpu => Arc::new(FallbackBackend::new(backend, cpu())),
     }
 }
 
@@ -256,6 +328,10 @@ mod tests {
             assert_eq!(choice.to_string().parse::<BackendChoice>(), Ok(choice));
         }
         assert!("vulkan".parse::<BackendChoice>().is_err());
+        for what in OnGpuLoss::ALL {
+            assert_eq!(what.to_string().parse::<OnGpuLoss>(), Ok(what));
+        }
+        assert!("retry".parse::<OnGpuLoss>().is_err());
     }
 
     #[test]
