@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Backend, BackendChoice, BackendInfo, EngineError, Opened, Result, RnsRing,
     cpu::CpuBackend,
+    gpu::GpuBackend,
     select::{self, OnGpuLoss, OpenOptions},
 };
 use crate::arith::primes::ntt_primes;
@@ -53,6 +54,14 @@ impl Engine {
     /// A backend that the host program has made.
     pub fn with_backend(backend: Arc<dyn Backend>) -> Self {
         Self { backend, reason: "chosen by the host program".into() }
+    }
+
+    /// The device of a host program, [`GpuBackend::with_device`]. The host keeps a clone of `gpu` for
+    /// [`GpuBackend::import`] and [`GpuBackend::export`], by which [`super::Poly::from_buffer`] and [`super::Poly::buffer`] share
+    /// memory with it without copies.
+    pub fn on_device(gpu: Arc<GpuBackend>) -> Self {
+        let reason = format!("{}: the host program's device", gpu.info().adapter).into();
+        Self { backend: gpu, reason }
     }
 
     /// The operations on untyped buffers; what [`crate::he::BfvContext::new`] takes.

@@ -359,7 +359,7 @@ mod tests {
             // Both domains have the same automorphisms.
             let element = 2 * half + 1;
             let rotated = pa.automorphism(element).unwrap();
-            prop_assert_eq!(rotated.to_integers().unwrap()[N], BigInt::from(a[N]));
+            prop_assert_eq!(&rotated.to_integers().unwrap()[N], &BigInt::from(a[N]));
             let other = na.automorphism(element).unwrap().inverse().unwrap();
             prop_assert_eq!(rotated.download().unwrap(), other.download().unwrap());
         }
@@ -370,7 +370,7 @@ mod tests {
         let engine = Engine::cpu();
         let ring = ring(&engine);
         let q: BigInt = ring.moduli().iter().map(|p| BigInt::from(p.value())).product();
-        let half = (&q - 1) / 2;
+        let half: BigInt = (&q - 1) / 2;
         // (q-1)/2 and -(q-1)/2, the ends of the range.
         let residues =
             |x: &BigInt| ring.moduli().iter().map(|p| (x % p.value() + p.value()) % p.value()).collect::<Vec<_>>();

@@ -70,6 +70,12 @@ impl HeClient {
         GaloisKeys::generate(self.ctx.params(), &self.secret, block, rng.bytes32(), rng)
     }
 
+    /// Switching keys for the Galois elements `elements`, distinct odd numbers above 1 and below 2N: what
+    /// [`super::HeServer::rotate`] needs. [`GaloisKeys::elements_for_block`] names those of output packing.
+    pub fn galois_keys_for(&self, elements: &[usize], rng: &mut SecureRng) -> Result<GaloisKeys> {
+        GaloisKeys::generate_for(self.ctx.params(), &self.secret, elements, rng.bytes32(), rng)
+    }
+
     /// Encrypts polynomials with coefficients modulo `t`, `[count][N]`.
     ///
     /// The noise ledger takes the messages for uniform modulo `t`, as shares and masks are.

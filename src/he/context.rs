@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::{HeError, ParameterSet, Result};
 use crate::engine::{
-    Backend, Buffer, EngineError, ExpandShape, RnsRing, Shape,
+    Backend, Buffer, Engine, EngineError, ExpandShape, RnsRing, Shape,
     schedule::{Capacity, CostModel, Demand, Scheduler, Work},
 };
 
@@ -96,6 +96,11 @@ impl BfvContext {
             expands_matrices: OnceLock::new(),
             counts: AtomicCounters::default(),
         })
+    }
+
+    /// The device as an engine, for typed polynomials.
+    pub fn engine(&self) -> Engine {
+        Engine::with_backend(Arc::clone(&self.backend))
     }
 
     /// The device.

@@ -87,6 +87,12 @@ pub enum HeError {
         /// Block width that needs it.
         block: usize,
     },
+    /// A rotation whose key the client did not send.
+    #[error("no switching key for the Galois element {element}; name it when the client generates its keys")]
+    MissingRotationKey {
+        /// The element `g` of `X -> X^g`.
+        element: usize,
+    },
     /// The counter of uniform halves is used up.
     #[error("the encryption counter is used up; make a new key")]
     CounterExhausted,

@@ -169,7 +169,7 @@ impl PublicKey {
     }
 }
 
-/// Key-switching keys of the automorphisms that output packing of blocks up to some width needs: `N / 2^j + 1`.
+/// Key-switching keys of automorphisms: those that output packing of blocks up to some width needs, `N / 2^j + 1`, or any others.
 ///
 /// Hybrid switching with one special prime `P` and one digit a limb: digit `i` encrypts `P g_i s(X^g)`, where `g_i` is 1
 /// modulo `p_i` and 0 modulo the others. Uniform halves are a seed.
@@ -200,11 +200,27 @@ impl GaloisKeys {
         rng: &mut SecureRng,
     ) -> Result<Self> {
         check_block(params, block)?;
+        Self::generate_for(params, secret, &Self::elements_for_block(params.n(), block), seed, rng)
+    }
+
+    /// Keys for the Galois elements `elements`, distinct odd numbers above 1 and below 2N. `seed` is public and must not serve
+    /// other keys of this kind.
+    ///
+    /// # Errors
+    /// If the set has no special prime, or `elements` breaks its rule.
+    pub fn generate_for(
+        params: &ParameterSet,
+        secret: &SecretKey,
+        elements: &[usize],
+        seed: [u8; 32],
+        rng: &mut SecureRng,
+    ) -> Result<Self> {
+        check_elements(params, elements)?;
         let Some(special) = params.special() else {
             return Err(HeError::shape("Galois keys", format!("{} has no special prime", params.name())));
         };
         let (n, digits, moduli) = (params.n(), params.limbs(), params.ring().moduli());
-        let elements = Self::elements_for_block(n, block);
+        let elements = elements.to_vec();
         let all = moduli.len();
         let tables = tables(params);
         let rotated: Vec<_> = elements.iter().map(|&g| transform(params, &automorphism(&secret.ternary, g))).collect();
@@ -234,9 +250,10 @@ impl GaloisKeys {
         &self.elements
     }
 
-    /// Widest block that these keys pack.
-    pub fn block(&self) -> usize {
-        1 << self.elements.len()
+    /// Widest block that these keys pack, in a set of dimension `n`.
+    pub fn block(&self, n: usize) -> usize {
+        let needed = Self::elements_for_block(n, n);
+        1 << needed.iter().take_while(|element| self.elements.contains(element)).count()
     }
 
     /// The key of element number `index`, `[digits][2][limbs + 1][N]`.
@@ -254,7 +271,12 @@ impl GaloisKeys {
 
     /// Bytes of the keys for blocks up to `block`.
     pub fn byte_len(params: &ParameterSet, block: usize) -> Option<usize> {
-        let polys = Self::elements_for_block(params.n(), block).len() * params.limbs();
+        Self::byte_len_for(params, Self::elements_for_block(params.n(), block).len())
+    }
+
+    /// Bytes of the keys of `elements` elements.
+    pub fn byte_len_for(params: &ParameterSet, elements: usize) -> Option<usize> {
+        let polys = elements.checked_mul(params.limbs())?;
         wire::residues_len(params, polys, params.ring().moduli().len()).map(|len| len + 32)
     }
 
@@ -269,20 +291,39 @@ impl GaloisKeys {
     ///
     /// # Errors
     /// If the length is not exactly right or a residue is not below its modulus.
-    pub fn from_bytes(params: &ParameterSet, block: usize, mut bytes: &[u8]) -> Result<Self> {
-        const WHAT: &str = "switching keys";
+    pub fn from_bytes(params: &ParameterSet, block: usize, bytes: &[u8]) -> Result<Self> {
         check_block(params, block)?;
-        let elements = Self::elements_for_block(params.n(), block);
+        Self::from_bytes_for(params, &Self::elements_for_block(params.n(), block), bytes)
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote for keys of `elements`, in their order, which both sides know.
+    ///
+    /// # Errors
+    /// If the length is not exactly right or a residue is not below its modulus.
+    pub fn from_bytes_for(params: &ParameterSet, elements: &[usize], mut bytes: &[u8]) -> Result<Self> {
+        const WHAT: &str = "switching keys";
+        check_elements(params, elements)?;
         let seed = wire::take_array(WHAT, &mut bytes)?;
         let polys = elements.len() * params.limbs();
         let c0 = wire::read_residues(params, WHAT, bytes, polys, params.ring().moduli().len())?;
-        Ok(Self { seed, elements, c0 })
+        Ok(Self { seed, elements: elements.to_vec(), c0 })
     }
 }
 
 /// The counter of a digit's uniform half.
 fn galois_counter(element: usize, digit: usize) -> u64 {
     (element as u64) << 8 | digit as u64
+}
+
+fn check_elements(params: &ParameterSet, elements: &[usize]) -> Result<()> {
+    let sound = |(i, element): (usize, &usize)| {
+        element % 2 == 1 && (3..2 * params.n()).contains(element) && !elements[..i].contains(element)
+    };
+    if elements.iter().enumerate().all(sound) {
+        return Ok(());
+    }
+    let detail = format!("{elements:?} are not distinct odd numbers above 1 and below 2N = {}", 2 * params.n());
+    Err(HeError::shape("Galois keys", detail))
 }
 
 fn check_block(params: &ParameterSet, block: usize) -> Result<()> {

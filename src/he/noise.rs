@@ -67,6 +67,11 @@ impl NoiseBound {
         Self { variance: digits * n * ERROR_VARIANCE, offset: 0.0 }.plus(&Self::rounding(params.n()))
     }
 
+    /// After a rotation ([`super::HeServer::rotate`]) at the full modulus: `X -> X^g` moves coefficients, and one key switch.
+    pub fn rotated(&self, params: &ParameterSet) -> Self {
+        self.plus(&Self::key_switch(params))
+    }
+
     /// Output packing of `outputs` ciphertexts (a power of two): a coefficient of the result takes its message and noise
     /// from one input, and each of the `log2` levels doubles what the levels below it added and adds a key switch.
     pub fn packed(&self, params: &ParameterSet, outputs: usize) -> Self {

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::{
-    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, Response, ResponsePlan, Result,
+    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, Response, ResponsePlan, Result, SeededCiphertexts,
     encode::{Encoder, WideReducer},
     keys::small_residue,
 };
@@ -15,7 +15,7 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, ExpandShape, KeySwitchShape, MatmulShape, Rotation, Shape},
+    engine::{Buffer, Coeff, ExpandShape, KeySwitchShape, MatmulShape, Ntt, Poly, Rotation, Shape},
 };
 
 /// What a server needs of one client: its public key and its switching keys, on the device. Clones share them.
@@ -117,6 +117,43 @@ impl HeServer {
             h *= 2;
         }
         Ok(x)
+    }
+
+    /// Fresh ciphertexts on the device: polynomial `2k + j` is part `c_j` of ciphertext `k`, at the full modulus.
+    pub fn load(&self, ciphertexts: &SeededCiphertexts) -> Result<Poly<Ntt>> {
+        let params = self.ctx.params();
+        let words = ciphertexts.expand(params)?;
+        Ok(Poly::upload(&self.ctx.engine(), params.ring(), params.limbs(), &words)?)
+    }
+
+    /// A batch of rotations, hoisted: rotation `(k, g)` maps ciphertext `k` of `x` by `X -> X^g` under the same secret key. A
+    /// ciphertext is decomposed once, however many rotations read it, and the number of launches does not depend on the batch
+    /// ([`Backend::rotate`](crate::engine::Backend::rotate)).
+    ///
+    /// `x` is `[count][2]` polynomials `(c0, c1)`, and so is the result, one ciphertext a rotation. In the encoding of this
+    /// module coefficient `i` of a message goes to `X^(i g mod 2N)`, with a minus sign where that is `N` or more. The noise
+    /// is [`super::NoiseBound::rotated`].
+    ///
+    /// # Errors
+    /// [`HeError::MissingRotationKey`] for an element without a key ([`super::HeClient::galois_keys_for`]), [`HeError::Shape`]
+    /// for another ring, for half a ciphertext or one that is not there, and whatever the device reports.
+    pub fn rotate(&self, x: &Poly<Coeff>, rotations: &[(usize, usize)]) -> Result<Poly<Coeff>> {
+        let (ctx, shape) = (&self.ctx, x.shape());
+        let (ring, limbs) = (ctx.ring(), shape.limbs);
+        let fail = |detail: &str| Err(HeError::shape("rotate", detail));
+        if x.ring().id() != ring.id() || !shape.polys.is_multiple_of(2) {
+            return fail("the batch is not one of ciphertexts (pairs of polynomials) of this parameter set");
+        }
+        let key = |&(input, element): &(usize, usize)| match self.elements.iter().position(|&g| g == element) {
+            Some(key) => Ok(Rotation { input, element, key }),
+            None => Err(HeError::MissingRotationKey { element }),
+        };
+        let batch = rotations.iter().map(key).collect::<Result<Vec<_>>>()?;
+        let key_shape = KeySwitchShape { limbs, ..KeySwitchShape::full(ring, shape.polys / 2) };
+        let rotated = ctx.backend().rotate(ring, x.buffer(), key_shape, &self.galois_keys, &batch)?;
+        ctx.count(|c| &c.key_switches, batch.len());
+        ctx.count(|c| &c.ntts, (shape.polys / 2 * limbs + batch.len() * 2) * (limbs + 1));
+        Ok(Poly::from_buffer(x.engine(), ring, limbs, rotated)?)
     }
 
     /// Finishes packed ciphertexts `[packs][2][limbs][N]` (coefficient domain) for the wire, in this order: subtracts a mask

@@ -351,6 +351,8 @@ impl<'a, C: Connect> Runner<'a, C> {
         let mut notices = self.connect.notices();
         notices.extend(provenance_notice(self.oracle));
         notices.extend(r.notices);
+        let degraded = self.backend.degraded();
+        notices.extend(degraded.clone());
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             model: self.model,
@@ -360,7 +362,7 @@ impl<'a, C: Connect> Runner<'a, C> {
                 adapter: info.adapter,
                 driver: info.driver,
                 form: info.form.into(),
-                reason: environment.reason,
+                reason: [Some(environment.reason), degraded].into_iter().flatten().collect::<Vec<_>>().join("; "),
             },
             threads: environment.threads,
             link: self.connect.link(),

@@ -9,7 +9,7 @@ mod oracle;
 #[cfg(feature = "protocol")]
 mod session;
 #[allow(dead_code)]
-#[path = "../laws/suite.rs"]
+#[path = "../laws/suite/mod.rs"]
 mod suite;
 
 use std::sync::{Arc, atomic::Ordering};

@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use heliostat::{engine::BackendChoice, net::Link, report::inputs::TextInput};
+use heliostat::{
+    engine::{BackendChoice, OnGpuLoss, OpenOptions},
+    net::Link,
+    report::inputs::TextInput,
+};
 
 use crate::failure::Failure;
 
@@ -50,6 +54,39 @@ pub struct Engine {
     /// Measure what operations cost here anew, instead of taking what an earlier run measured
     #[arg(long)]
     pub recalibrate: bool,
+    /// Most device memory to use, such as 512M or 4G [default: what the driver gives]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub vram: Option<u64>,
+    /// When the GPU is lost, out of memory or refuses something: fail, or finish on the cpu
+    #[arg(long, value_name = "fail|cpu", default_value = "fail")]
+    pub on_gpu_loss: OnGpuLoss,
+}
+
+impl Engine {
+    /// The options as the library takes them.
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions {
+            choice: self.backend,
+            adapter: self.adapter.clone(),
+            threads: self.threads.map(usize::from),
+            vram_bytes: self.vram,
+            on_gpu_loss: self.on_gpu_loss,
+        }
+    }
+}
+
+/// A number of bytes, with K, M or G for the powers of 1024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((end, 'k' | 'K')) => (&text[..end], 10),
+        Some((end, 'm' | 'M')) => (&text[..end], 20),
+        Some((end, 'g' | 'G')) => (&text[..end], 30),
+        _ => (text, 0),
+    };
+    let count =
+        digits.parse::<u64>().ok().filter(|&count| count > 0 && digits.starts_with(|c: char| c.is_ascii_digit()));
+    let bytes = count.and_then(|count| count.checked_mul(1 << shift));
+    bytes.ok_or_else(|| "not a number of bytes such as 1000000, 512M or 4G".into())
 }
 
 /// What to run.
@@ -283,5 +320,15 @@ mod tests {
     fn definitions_are_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bytes_have_suffixes() {
+        for (text, expected) in [("1", 1), ("4096", 4096), ("3k", 3 << 10), ("512M", 512 << 20), ("4G", 4 << 30)] {
+            assert_eq!(bytes(text), Ok(expected));
+        }
+        for wrong in ["", "0", "G", "-1", "+1", "4T", "1.5G", "99999999999G", "4G4", " 1"] {
+            assert!(bytes(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -49,7 +49,7 @@ impl Machine {
         if let Some(threads) = threads {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
-        let opened = select::open(engine.backend, engine.adapter.as_deref(), threads)?;
+        let opened = select::open_with(&engine.options())?;
         let threads = rayon::current_num_threads();
         let again = engine.recalibrate || std::env::var_os(RECALIBRATE).is_some_and(|value| !value.is_empty());
         let costs = measure::costs(&*opened.backend, threads, ManifestCache::default_dir().as_deref(), again)?;

@@ -60,6 +60,9 @@ pub fn serve(args: Serve) -> Result<(), Failure> {
             connection.meter,
             &Recorder::default(),
         );
+        if let Some(notice) = machine.backend.degraded() {
+            log(&format!("{peer}: {notice}"));
+        }
         let traffic = meter.snapshot();
         if !args.quiet && result.is_ok() {
             log(&format!(

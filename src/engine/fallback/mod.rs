@@ -16,8 +16,9 @@ use self::{
     recipe::Recipe,
 };
 use super::{
-    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape, Op,
-    OpCount, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape, check::foreign_buffer, ops::merged,
+    Backend, BackendInfo, Buffer, EngineError, ExpandShape, GatherItem, GemmShape, KeySwitchShape, MatmulShape,
+    MemoryUse, Op, OpCount, Result, RingGemmShape, RingOperand, RnsRing, Rotation, Shape, check::foreign_buffer,
+    ops::merged,
 };
 
 /// [`Backend`] on `A` (the GPU) as long as that works, and on `B` (the CPU) where it does not.

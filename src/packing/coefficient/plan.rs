@@ -80,6 +80,24 @@ pub struct CoefficientPacking {
 }
 
 impl CoefficientPacking {
+    /// The cheapest layout of one product `X W` modulo `t`: X of `rows x inner` is encrypted, W of `inner x cols` has integers of
+    /// absolute value at most `max_abs`. The client's switching keys are those of [`Self::block`].
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn for_matmul(
+        params: &ParameterSet,
+        t: ShareModulus,
+        rows: usize,
+        inner: usize,
+        cols: usize,
+        max_abs: u64,
+    ) -> Result<Self> {
+        let operand = OperandBound::Weights { max_abs };
+        let spec = MatmulSpec { t, heads: 1, rows, inner: vec![inner], cols, operand };
+        Self::choose(params, &spec, &CostWeights::default())
+    }
+
     /// The cheapest layout that the width rule admits, over all strides and blocks.
     ///
     /// # Errors
