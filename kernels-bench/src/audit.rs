@@ -2,28 +2,39 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Counts of one kernel in one product form.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+use crate::Result;
+
+/// Counts of one launch of an operation in one product form.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AuditRow {
-    /// Name of the kernel.
+    /// The engine's operation.
     pub kernel: String,
+    /// Which of the operation's launches, from 1.
+    pub launch: usize,
+    /// Entry point of the shader.
+    pub entry: String,
     /// Product form.
     pub form: String,
-    /// Integer operations.
-    pub operations: u64,
-    /// Integer multiplies among them.
-    pub multiplies: u64,
-    /// Bytes of device memory read and written.
-    pub bytes: u64,
-    /// Workgroup barriers.
+    /// Ring dimension.
+    pub n: usize,
+    /// The other sizes that the counts are for.
+    pub size: String,
+    /// 32-bit integer operations for each coefficient of the result.
+    pub operations: f64,
+    /// Multiplies among them, 64-bit ones as two.
+    pub multiplies: f64,
+    /// Bytes of device memory loaded and stored for each coefficient.
+    pub bytes: f64,
+    /// Barriers.
     pub barriers: u64,
     /// Bytes of workgroup memory.
     pub workgroup_bytes: u64,
-    /// What the counts are for.
-    pub per: String,
 }
 
-/// Every kernel in every form.
-pub fn all() -> Vec<AuditRow> {
-    Vec::new()
+/// Every launch in every form.
+///
+/// # Errors
+/// If a shader does not parse.
+pub fn all() -> Result<Vec<AuditRow>> {
+    Ok(Vec::new())
 }

@@ -42,6 +42,9 @@ pub struct Ceilings {
     pub copy: Vec<CopyRate>,
     /// 32-bit integer multiplies a second.
     pub multiplies_per_second: Option<f64>,
+    /// High words of 32-bit products a second, where they were measured apart: a GPU's product form makes them of several.
+    #[serde(default)]
+    pub high_multiplies_per_second: Option<f64>,
     /// One small operation after another, each waited for: nanoseconds.
     pub round_trip_ns: f64,
     /// The same when only the last of many is waited for: nanoseconds an operation.

@@ -11,7 +11,8 @@
 //!
 //! The limit is `max(bytes / copy bandwidth, multiplies / multiply rate)` with the rates that this run measured on this
 //! device, the bandwidth at the working set's size. Fractions of the limit may exceed 1 where a device has a shorter way than
-//! the model's, such as 8-bit dot products in a GEMM.
+//! the model's, such as 8-bit dot products in a GEMM, or where a working set stays in a cache of a GPU, whose bandwidth is
+//! measured in memory only.
 
 use heliostat::engine::RingOperand;
 

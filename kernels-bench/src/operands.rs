@@ -1,6 +1,9 @@
 //! Inputs of the cases, and what an operation must give on them.
 
-use std::sync::Arc;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, OnceLock},
+};
 
 use heliostat::{
     arith::primes::ntt_primes,
@@ -23,6 +26,8 @@ pub struct Prepared {
     pub operands: Operands,
     /// What the operation must give.
     pub expected: Expected,
+    /// Digest of the first whole result that had the expected parts.
+    agreed: OnceLock<u64>,
 }
 
 /// Parts of a result that were computed apart, and the length of the whole.
@@ -64,7 +69,7 @@ impl Prepared {
         let ring = Arc::new(RnsRing::new(case.n, &primes)?);
         let mut operands = operands(case, &ring);
         let expected = reference::expected(case, &ring, &mut operands)?;
-        Ok(Self { case: *case, ring, operands, expected })
+        Ok(Self { case: *case, ring, operands, expected, agreed: OnceLock::new() })
     }
 
     /// The operands on a device.
@@ -83,7 +88,8 @@ impl Prepared {
         kernels::run(&self.case, &self.ring, backend, &self.operands, inputs)
     }
 
-    /// Runs the operation and compares.
+    /// Runs the operation and compares: the known parts with what was computed apart, and the whole, word for word by its
+    /// digest, with what every other device gave.
     ///
     /// # Errors
     /// Whatever the device reports.
@@ -92,7 +98,15 @@ impl Prepared {
         for buffer in self.run(backend, inputs)? {
             words.append(&mut backend.download(&buffer)?);
         }
-        Ok(self.expected.matches(&words))
+        Ok(self.expected.matches(&words) && self.agrees(&words))
+    }
+
+    /// Whether a result is the one that others gave; the first one is believed.
+    fn agrees(&self, words: &[u32]) -> bool {
+        let mut digest = DefaultHasher::new();
+        words.hash(&mut digest);
+        let digest = digest.finish();
+        *self.agreed.get_or_init(|| digest) == digest
     }
 }
 
@@ -194,6 +208,24 @@ mod tests {
             assert!(!expected.matches(wrong), "{wrong:?}");
         }
         assert!(!Expected { words: 1, blocks: Vec::new() }.matches(&[0]), "nothing known is nothing verified");
+    }
+
+    #[test]
+    fn devices_must_agree_beyond_the_known_parts() {
+        let case =
+            Case { kernel: Kernel::KeySwitch { special: 1, digit_limbs: 1 }, n: 32, bits: 20, limbs: 2, batch: 5 };
+        let prepared = Prepared::new(&case).unwrap();
+        let known: usize = prepared.expected.blocks.iter().map(|(_, words)| words.len()).sum();
+        assert!(known < prepared.expected.words);
+        let cpu = heliostat::engine::cpu::CpuBackend::new(Some(1));
+        let inputs = prepared.upload(&cpu).unwrap();
+        assert!(prepared.verify(&cpu, &inputs).unwrap() && prepared.verify(&cpu, &inputs).unwrap());
+        let mut words = cpu.download(&prepared.run(&cpu, &inputs).unwrap()[0]).unwrap();
+        assert!(prepared.agrees(&words));
+        // A polynomial in the middle, which the reference did not compute.
+        let at = 2 * 2 * 2 * 32;
+        words[at] ^= 1;
+        assert!(prepared.expected.matches(&words) && !prepared.agrees(&words));
     }
 
     #[test]

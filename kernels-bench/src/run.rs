@@ -91,7 +91,7 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
     machine.not_run = bench.not_run.take();
     machine.not_run.iter().for_each(|note| println!("NOT RUN: {note}"));
     let bars = bars::all(&groups);
-    let audit = audit::all();
+    let audit = audit::all()?;
     println!("\n{}", table::bars(&bars));
     if !audit.is_empty() {
         println!("{}", table::audit(&audit));

@@ -26,7 +26,7 @@ impl Effort {
         Self { sample: Duration::from_micros(300), runs: 7, least_runs: 3, budget: Duration::from_millis(100) };
     /// For figures to quote.
     pub const FULL: Self =
-        Self { sample: Duration::from_millis(5), runs: 21, least_runs: 5, budget: Duration::from_millis(1000) };
+        Self { sample: Duration::from_millis(3), runs: 15, least_runs: 5, budget: Duration::from_millis(600) };
 
     /// For operations that last so long that one is a sample: fewer rounds, no warm-up but the verified run.
     pub fn heavy(self) -> Self {

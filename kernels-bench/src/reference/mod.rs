@@ -1,7 +1,8 @@
 //! What the kernels must give, computed apart from the engine: transforms by `concrete-ntt` called directly and checked
 //! against the evaluation of the polynomial at sampled points, the rest by plain arithmetic on 64-bit or big integers.
 //!
-//! Cheap results are computed whole, the others for sampled polynomials or positions, the first and the last among them.
+//! Cheap results are computed whole, the others for sampled polynomials or positions, the first and the last among them. The
+//! rest of those is compared between devices.
 
 mod ntt;
 mod pointwise;

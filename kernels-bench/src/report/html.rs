@@ -214,31 +214,40 @@ fn audit(out: &mut String, report: &Report) {
     if report.audit.is_empty() {
         return;
     }
-    out.push_str("<h2>Kernels by their source</h2>\n<p class=\"muted\">Counted in the shaders, not measured.</p>\n");
+    out.push_str(
+        "<h2>Kernels by their source</h2>\n<p class=\"muted\">Counted in the shaders, not measured: 32-bit integer operations, \
+         multiplies and bytes of device memory for each coefficient of the result.</p>\n",
+    );
     let heads = [
         ("kernel", true),
+        ("launch", false),
+        ("entry", true),
         ("form", true),
-        ("integer operations", false),
+        ("N", false),
+        ("size", true),
+        ("operations", false),
         ("multiplies", false),
         ("bytes", false),
         ("barriers", false),
         ("workgroup bytes", false),
-        ("per", true),
     ];
     table(out, &heads, |out| {
         for row in &report.audit {
             _ = writeln!(
                 out,
-                "<tr><td class=\"w\">{}</td><td class=\"w\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-                 <td class=\"w\">{}</td></tr>",
+                "<tr><td class=\"w\">{}</td><td>{}</td><td class=\"w\">{}</td><td class=\"w\">{}</td><td>{}</td>\
+                 <td class=\"w\">{}</td><td>{:.1}</td><td>{:.1}</td><td>{:.1}</td><td>{}</td><td>{}</td></tr>",
                 escape(&row.kernel),
+                row.launch,
+                escape(&row.entry),
                 escape(&row.form),
+                row.n,
+                escape(&row.size),
                 row.operations,
                 row.multiplies,
                 row.bytes,
                 row.barriers,
-                row.workgroup_bytes,
-                escape(&row.per)
+                row.workgroup_bytes
             );
         }
     });

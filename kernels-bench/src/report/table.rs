@@ -102,14 +102,16 @@ pub fn figure(value: f64) -> String {
 /// The static audit.
 pub fn audit(all: &[AuditRow]) -> String {
     let mut out = String::from(
-        "| kernel | form | integer operations | multiplies | bytes | barriers | workgroup bytes | per |\n\
-         |---|---|---:|---:|---:|---:|---:|---|\n",
+        "| kernel | launch | entry | form | N | size | operations a coefficient | multiplies | bytes | barriers \
+         | workgroup bytes |\n|---|---:|---|---|---:|---|---:|---:|---:|---:|---:|\n",
     );
     for row in all {
-        let AuditRow { kernel, form, operations, multiplies, bytes, barriers, workgroup_bytes, per } = row;
+        let AuditRow { kernel, launch, entry, form, n, size, operations, multiplies, bytes, barriers, workgroup_bytes } =
+            row;
         _ = writeln!(
             out,
-            "| {kernel} | {form} | {operations} | {multiplies} | {bytes} | {barriers} | {workgroup_bytes} | {per} |"
+            "| {kernel} | {launch} | {entry} | {form} | {n} | {size} | {operations:.1} | {multiplies:.1} | {bytes:.1} \
+             | {barriers} | {workgroup_bytes} |"
         );
     }
     out
