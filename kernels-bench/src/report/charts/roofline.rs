@@ -115,6 +115,7 @@ fn roofs(svg: &mut Svg, series: usize, device: &Ceilings, x: LogScale, y: LogSca
 /// Discs beside their points where the points themselves are too close, with a line to the point.
 fn place(svg: &mut Svg, points: &[Point], x: LogScale, y: LogScale) {
     let mut taken: Vec<(f64, f64)> = Vec::new();
+    let mut discs = Vec::new();
     for point in points {
         let (px, py) = (x.at(point.intensity), y.at(point.rate));
         let free = |at: (f64, f64)| taken.iter().all(|t| (t.0 - at.0).hypot(t.1 - at.1) >= 17.0);
@@ -131,6 +132,7 @@ fn place(svg: &mut Svg, points: &[Point], x: LogScale, y: LogScale) {
             |at: &(f64, f64)| at.0 > left + 8.0 && at.0 < right - 8.0 && at.1 > top + 8.0 && at.1 < bottom - 8.0;
         let at = around.clone().filter(inside).find(|&at| free(at)).unwrap_or((px, py));
         if at != (px, py) {
+            // Under all discs.
             svg.line(&format!("l s{}", point.series % COLOURS), (px, py), at);
         }
         let row = &point.finding.row;
@@ -143,8 +145,11 @@ fn place(svg: &mut Svg, points: &[Point], x: LogScale, y: LogScale) {
             si(point.rate),
             100.0 * fraction(row)
         );
-        svg.disc(point.series, at, point.letter, &hint);
+        discs.push((point.series, at, point.letter, hint));
         taken.push(at);
+    }
+    for (series, at, letter, hint) in discs {
+        svg.disc(series, at, letter, &hint);
     }
 }
 
