@@ -260,8 +260,9 @@ impl GpuBackend {
     }
 
     fn transform(&self, op: Op, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape, transform: Transform) -> Result<Buffer> {
+        let x = self.batch(op, ring, "the input", x, shape)?;
         self.ops.gpu(op);
-        let Some(x) = self.batch(op, ring, "the input", x, shape)? else { return Ok(self.empty()) };
+        let Some(x) = x else { return Ok(self.empty()) };
         let tables = self.tables.get(&self.context, ring)?;
         ops::transform(&self.context, op.name(), &tables, x, shape, transform)
     }
