@@ -322,7 +322,9 @@ fn dual_compares_every_operation() {
         (Some("dual"), &true.into())
     );
     let ops = report["ops"].as_array().unwrap();
-    for needed in ["ntt_forward", "ntt_inverse", "matmul_plain", "automorphism", "key_switch", "mod_switch"] {
+    for needed in
+        ["ntt_forward", "ntt_inverse", "expand_matrix", "matmul_plain", "gather", "rotate", "mod_switch", "ring_gemm"]
+    {
         assert!(ops.iter().any(|op| op["name"] == needed), "{needed}: {ops:?}");
     }
     for op in ops {
