@@ -4,7 +4,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::pool::{Pool, Words};
+use super::{
+    lane_residue::LaneModulus,
+    lanes::{Lanes, WithLanes, with_widest},
+    pool::{Pool, Words},
+};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// `x`, `[polys][from.len()][N]`, to `[polys][to.len()][N]`; sizes checked.
@@ -62,15 +66,46 @@ impl Conversion {
 
     /// `x`, `[from limbs][N]`, to the residues `out`.
     pub(super) fn apply(&self, x: &[u32], out: &mut [u32]) {
-        let (n, to) = (out.len(), self.to);
-        for (c, out) in out.iter_mut().enumerate() {
-            let (mut sum, mut fractions) = (0, 1u64 << 31);
-            for (i, term) in self.terms.iter().enumerate() {
-                let y = term.from.mul(x[i * n + c], term.inverse);
-                fractions += (y as u64 * term.fraction as u64) >> term.shift;
-                sum = to.add(sum, to.mul(to.reduce(y as u64), term.rest));
+        with_widest(out.len(), Apply { conversion: self, x, out });
+    }
+}
+
+struct Apply<'a> {
+    conversion: &'a Conversion,
+    x: &'a [u32],
+    out: &'a mut [u32],
+}
+
+impl WithLanes for Apply<'_> {
+    #[inline(always)]
+    fn with<L: Lanes>(self, lanes: L) {
+        let Conversion { to, ref terms, product } = *self.conversion;
+        let (n, m) = (self.out.len() / L::WIDTH, LaneModulus::new(lanes, to));
+        let terms: Vec<_> = terms
+            .iter()
+            .map(
+                #[inline(always)]
+                |term| {
+                    let from = LaneModulus::new(lanes, term.from);
+                    let (inverse, rest) = (from.factor(term.from, term.inverse), m.factor(to, term.rest));
+                    (from, inverse, rest, lanes.splat(term.fraction), term.shift)
+                },
+            )
+            .collect();
+        let product = m.factor(to, product);
+        // 2^31 in every 64-bit word.
+        let half = lanes.odd(lanes.splat(1 << 31));
+        let x = bytemuck::cast_slice::<_, L::Words>(self.x);
+        for (c, out) in bytemuck::cast_slice_mut::<_, L::Words>(self.out).iter_mut().enumerate() {
+            let (mut sum, mut even, mut odd) = (lanes.splat(0), half, half);
+            for (i, &(from, inverse, rest, fraction, shift)) in terms.iter().enumerate() {
+                let y = from.mul_factor(lanes.load(&x[i * n + c]), inverse);
+                even = lanes.add_wide(even, lanes.shift_wide(lanes.mul_even(y, fraction), shift));
+                odd = lanes.add_wide(odd, lanes.shift_wide(lanes.mul_even(lanes.odd(y), fraction), shift));
+                sum = m.reduce_once(lanes.add(sum, m.mul_lazy(y, rest)), m.two_p);
             }
-            *out = to.sub(sum, to.mul(to.reduce(fractions >> 32), self.product));
+            let overflow = m.mul_factor(lanes.join_high(even, odd), product);
+            lanes.store(out, m.sub(m.reduce_once(sum, m.p), overflow));
         }
     }
 }

@@ -5,12 +5,11 @@ use rayon::prelude::*;
 use super::{
     convert::Conversion,
     inner_product::{self, Term},
+    lane_residue::reduce_row,
     mod_switch::DropLimb,
     ntt::CpuNtt,
     permute,
     pool::{Pool, Words},
-    residue::{Reducer, reduce_once},
-    simd,
 };
 use crate::{
     arith::Modulus,
@@ -141,25 +140,7 @@ impl<'a> KeySwitch<'a> {
 fn change_modulus(from: Modulus, to: Modulus, x: &[u32], out: &mut [u32]) {
     if from.value() <= to.value() {
         out.copy_from_slice(x);
-    } else if from.value() < 2 * to.value() {
-        // Always so within one octave.
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = reduce_once(x, to.value());
-                }
-            },
-        );
     } else {
-        let reducer = Reducer::new(to);
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = reducer.word(x);
-                }
-            },
-        );
+        reduce_row(to, out, x);
     }
 }

@@ -1,7 +1,8 @@
 //! Vectors of 32-bit words of one instruction set, for the loops that compilers do not vectorise well by themselves.
 //!
 //! The vector units hand out a token only where the processor has them, so everything here is safe. Code that takes a
-//! token must be `#[inline(always)]` below [`Lanes::run`], else it is compiled without the wide instructions.
+//! token must be `#[inline(always)]` below [`Lanes::run`], closures too, else it is compiled without the wide instructions
+//! and becomes a hundred times slower.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
@@ -42,11 +43,28 @@ pub(super) trait Lanes: Copy {
     /// Low words of the products.
     fn mul_low(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// High words of the products.
-    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// [`Self::mul_high`] where all words of `b` at odd places equal their left neighbours.
-    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        self.mul_high(a, b)
+    #[inline(always)]
+    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.join_high(self.mul_even(a, b), self.mul_even(self.odd(a), self.odd(b)))
     }
+    /// [`Self::mul_high`] where all words of `b` at odd places equal their left neighbours.
+    #[inline(always)]
+    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.join_high(self.mul_even(a, b), self.mul_even(self.odd(a), b))
+    }
+
+    /// Products of the words at even places, 64 bits each, the low word first.
+    fn mul_even(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The words at odd places in their left neighbours' place, zeros in theirs.
+    fn odd(self, x: Self::Vector) -> Self::Vector;
+    /// Sums of 64-bit words.
+    fn add_wide(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// 64-bit words divided by `2^by`, `by < 64`.
+    fn shift_wide(self, x: Self::Vector, by: u32) -> Self::Vector;
+    /// Low words of 64-bit words: those of `even` at even places, those of `odd` at odd ones.
+    fn join_low(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector;
+    /// As [`Self::join_low`], the high words.
+    fn join_high(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector;
 
     /// Sums of the two products of signed 16-bit halves: `low(a) low(b) + high(a) high(b)`.
     fn dot_halves(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -153,8 +171,34 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn mul_high(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
-        std::array::from_fn(|i| ((a[i] as u64 * b[i] as u64) >> 32) as u32)
+    fn mul_even(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        narrow([a[0] as u64 * b[0] as u64, a[2] as u64 * b[2] as u64])
+    }
+
+    #[inline(always)]
+    fn odd(self, x: [u32; 4]) -> [u32; 4] {
+        [x[1], 0, x[3], 0]
+    }
+
+    #[inline(always)]
+    fn add_wide(self, a: [u32; 4], b: [u32; 4]) -> [u32; 4] {
+        let (a, b) = (widen(a), widen(b));
+        narrow([a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1])])
+    }
+
+    #[inline(always)]
+    fn shift_wide(self, x: [u32; 4], by: u32) -> [u32; 4] {
+        narrow(widen(x).map(|x| x >> (by & 63)))
+    }
+
+    #[inline(always)]
+    fn join_low(self, even: [u32; 4], odd: [u32; 4]) -> [u32; 4] {
+        [even[0], odd[0], even[2], odd[2]]
+    }
+
+    #[inline(always)]
+    fn join_high(self, even: [u32; 4], odd: [u32; 4]) -> [u32; 4] {
+        [even[1], odd[1], even[3], odd[3]]
     }
 
     #[inline(always)]
@@ -243,18 +287,33 @@ impl Lanes for V3 {
     }
 
     #[inline(always)]
-    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let odd =
-            self.avx2._mm256_mul_epu32(self.avx2._mm256_srli_epi64::<32>(a), self.avx2._mm256_srli_epi64::<32>(b));
-        let even = self.avx2._mm256_srli_epi64::<32>(self.avx2._mm256_mul_epu32(a, b));
-        self.avx2._mm256_blend_epi32::<0b1010_1010>(even, odd)
+    fn mul_even(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_mul_epu32(a, b)
     }
 
     #[inline(always)]
-    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        let odd = self.avx2._mm256_mul_epu32(self.avx2._mm256_srli_epi64::<32>(a), b);
-        let even = self.avx2._mm256_srli_epi64::<32>(self.avx2._mm256_mul_epu32(a, b));
-        self.avx2._mm256_blend_epi32::<0b1010_1010>(even, odd)
+    fn odd(self, x: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_srli_epi64::<32>(x)
+    }
+
+    #[inline(always)]
+    fn add_wide(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_add_epi64(a, b)
+    }
+
+    #[inline(always)]
+    fn shift_wide(self, x: Self::Vector, by: u32) -> Self::Vector {
+        self.avx2._mm256_srlv_epi64(x, self.avx._mm256_set1_epi64x(by as i64))
+    }
+
+    #[inline(always)]
+    fn join_low(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_blend_epi32::<0b1010_1010>(even, self.avx2._mm256_slli_epi64::<32>(odd))
+    }
+
+    #[inline(always)]
+    fn join_high(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector {
+        self.avx2._mm256_blend_epi32::<0b1010_1010>(self.odd(even), odd)
     }
 
     #[inline(always)]
@@ -351,13 +410,33 @@ impl Lanes for V4 {
     }
 
     #[inline(always)]
-    fn mul_high(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        mul_high_512(self, a, b, self.avx512f._mm512_srli_epi64::<32>(b))
+    fn mul_even(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_mul_epu32(a, b)
     }
 
     #[inline(always)]
-    fn mul_high_by_pairs(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
-        mul_high_512(self, a, b, b)
+    fn odd(self, x: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_srli_epi64::<32>(x)
+    }
+
+    #[inline(always)]
+    fn add_wide(self, a: Self::Vector, b: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_add_epi64(a, b)
+    }
+
+    #[inline(always)]
+    fn shift_wide(self, x: Self::Vector, by: u32) -> Self::Vector {
+        self.avx512f._mm512_srlv_epi64(x, self.avx512f._mm512_set1_epi64(by as i64))
+    }
+
+    #[inline(always)]
+    fn join_low(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_mask_shuffle_epi32::<0b10_10_00_00>(even, 0xaaaa, odd)
+    }
+
+    #[inline(always)]
+    fn join_high(self, even: Self::Vector, odd: Self::Vector) -> Self::Vector {
+        self.avx512f._mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even)
     }
 
     #[inline(always)]
@@ -397,14 +476,16 @@ impl Lanes for V4 {
     }
 }
 
-/// High words of products; the factors at odd places are the low words of the pairs of `odd`.
-#[cfg(target_arch = "x86_64")]
+/// Four words as two of 64 bits.
 #[inline(always)]
-fn mul_high_512(simd: V4, a: __m512i, even: __m512i, odd: __m512i) -> __m512i {
-    let odd = simd.avx512f._mm512_mul_epu32(simd.avx512f._mm512_srli_epi64::<32>(a), odd);
-    let even = simd.avx512f._mm512_mul_epu32(a, even);
-    // High words of the even products move to even places; those of the odd products are where they belong.
-    simd.avx512f._mm512_mask_shuffle_epi32::<0b11_11_01_01>(odd, 0x5555, even)
+fn widen(x: [u32; 4]) -> [u64; 2] {
+    [x[0] as u64 | (x[1] as u64) << 32, x[2] as u64 | (x[3] as u64) << 32]
+}
+
+/// The inverse of [`widen`].
+#[inline(always)]
+fn narrow([a, b]: [u64; 2]) -> [u32; 4] {
+    [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
 }
 
 /// The first words of `words`, zeros if there are too few.
@@ -436,6 +517,16 @@ mod tests {
         assert_eq!(words(lanes.min(x, y)), each(&u32::min));
         assert_eq!(words(lanes.mul_low(x, y)), each(&u32::wrapping_mul));
         assert_eq!(words(lanes.mul_high(x, y)), each(&high));
+        let wide =
+            |x: L::Vector| -> Vec<u64> { words(x).chunks(2).map(|x| x[0] as u64 | (x[1] as u64) << 32).collect() };
+        let (even, odd) = (lanes.mul_even(x, y), lanes.mul_even(lanes.odd(x), lanes.odd(y)));
+        assert_eq!(words(lanes.join_low(even, odd)), each(&u32::wrapping_mul));
+        assert_eq!(words(lanes.join_high(even, odd)), each(&high));
+        let sums: Vec<u64> = wide(x).iter().zip(wide(y)).map(|(&x, y)| x.wrapping_add(y)).collect();
+        assert_eq!(wide(lanes.add_wide(x, y)), sums);
+        for by in [0, 13, 32, 63] {
+            assert_eq!(wide(lanes.shift_wide(x, by)), wide(x).iter().map(|x| x >> by).collect::<Vec<_>>());
+        }
         let product = |a: u32, b: u32| (a as i16 as i32) * (b as i16 as i32);
         let dot = |a: u32, b: u32| product(a, b).wrapping_add(product(a >> 16, b >> 16)) as u32;
         assert_eq!(words(lanes.dot_halves(x, y)), each(&dot));

@@ -4,6 +4,7 @@ mod convert;
 mod gemm;
 mod inner_product;
 mod key_switch;
+mod lane_residue;
 mod lanes;
 mod matmul_plain;
 mod mod_switch;
@@ -113,7 +114,7 @@ impl CpuBackend {
         ring: &Arc<RnsRing>,
         x: &Buffer,
         shape: Shape,
-        transform: impl Fn(&dyn CpuNtt, &mut [u32]) + Sync + Send,
+        transform: impl Fn(&dyn CpuNtt, &[u32], &mut [u32]) + Sync + Send,
     ) -> Result<Buffer> {
         let x = words(op, x)?;
         check::batch(op, ring, "the input", x.len(), shape)?;
@@ -121,8 +122,7 @@ impl CpuBackend {
             let (n, plans) = (ring.n(), self.tables.of(ring, self.library));
             let mut out = self.memory.take(x.len());
             out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
-                out.copy_from_slice(x);
-                transform(plans[row % shape.limbs].as_ref(), out);
+                transform(plans[row % shape.limbs].as_ref(), x, out);
             });
             out
         }))
@@ -173,11 +173,11 @@ impl Backend for CpuBackend {
     }
 
     fn ntt_forward(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
-        self.ntt(Op::NttForward, ring, x, shape, |plan, x| plan.forward(x))
+        self.ntt(Op::NttForward, ring, x, shape, |plan, x, out| plan.forward_from(x, out))
     }
 
     fn ntt_inverse(&self, ring: &Arc<RnsRing>, x: &Buffer, shape: Shape) -> Result<Buffer> {
-        self.ntt(Op::NttInverse, ring, x, shape, |plan, x| plan.inverse(x))
+        self.ntt(Op::NttInverse, ring, x, shape, |plan, x, out| plan.inverse_from(x, out))
     }
 
     fn add(&self, ring: &Arc<RnsRing>, a: &Buffer, b: &Buffer, shape: Shape) -> Result<Buffer> {

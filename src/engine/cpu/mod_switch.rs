@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use super::{
+    lane_residue::LaneModulus,
+    lanes::{Lanes, WithLanes, with_widest},
     pool::{Pool, Words},
-    residue::{Reducer, mul_shoup, reduce_once},
-    simd,
 };
 use crate::{
     arith::Modulus,
@@ -31,45 +31,47 @@ pub(super) fn mod_switch(ring: &RnsRing, pool: &Pool, x: &[u32], shape: Shape, t
     out
 }
 
-/// Constants of dropping limb `p` (`dropped`) on the residues modulo `m` (`kept`).
+/// Dropping limb `dropped` on the residues modulo `kept`.
 pub(super) struct DropLimb {
-    dropped: u32,
-    /// `(p-1)/2`.
-    half: u32,
-    reducer: Reducer,
-    kept: u32,
-    /// `m + (p-1)/2 mod m`, the offset that undoes `half` and keeps differences positive.
-    offset: u32,
-    /// `p^-1 mod m` and its Shoup companion.
-    inverse: (u32, u32),
+    dropped: Modulus,
+    kept: Modulus,
+    /// `p^-1 mod m`, `p` dropped and `m` kept.
+    inverse: u32,
 }
 
 impl DropLimb {
     pub(super) fn new(dropped: Modulus, kept: Modulus) -> Self {
-        let half = (dropped.value() - 1) / 2;
-        let inverse = kept.inv(kept.reduce(dropped.value() as u64));
-        Self {
-            dropped: dropped.value(),
-            half,
-            reducer: Reducer::new(kept),
-            kept: kept.value(),
-            offset: kept.value() + kept.reduce(half as u64),
-            inverse: (inverse, kept.shoup(inverse)),
-        }
+        Self { dropped, kept, inverse: kept.inv(kept.reduce(dropped.value() as u64)) }
     }
 
     /// `kept = (kept - [rest]_p) / p mod m`, with `[rest]_p` centred in `(-p/2, p/2)`; coefficient domain.
     pub(super) fn apply(&self, rest: &[u32], kept: &mut [u32]) {
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (kept, &rest) in kept.iter_mut().zip(rest) {
-                    // [rest]_p = shifted - half, so that both signs are reduced modulo m alike.
-                    let shifted = reduce_once(rest.wrapping_add(self.half), self.dropped);
-                    let difference = kept.wrapping_add(self.offset).wrapping_sub(self.reducer.word(shifted));
-                    *kept = mul_shoup(difference, self.inverse.0, self.inverse.1, self.kept);
-                }
-            },
-        );
+        with_widest(kept.len(), Drop { limb: self, rest, kept });
+    }
+}
+
+struct Drop<'a> {
+    limb: &'a DropLimb,
+    rest: &'a [u32],
+    kept: &'a mut [u32],
+}
+
+impl WithLanes for Drop<'_> {
+    #[inline(always)]
+    fn with<L: Lanes>(self, lanes: L) {
+        let DropLimb { dropped, kept, inverse } = *self.limb;
+        let m = LaneModulus::new(lanes, kept);
+        let half = (dropped.value() - 1) / 2;
+        let (p, shift) = (lanes.splat(dropped.value()), lanes.splat(half));
+        // m + (p-1)/2 mod m: undoes `half` and keeps differences positive.
+        let offset = lanes.splat(kept.value() + kept.reduce(half as u64));
+        let inverse = m.factor(kept, inverse);
+        let rest = bytemuck::cast_slice::<_, L::Words>(self.rest);
+        for (kept, rest) in bytemuck::cast_slice_mut::<_, L::Words>(self.kept).iter_mut().zip(rest) {
+            // [rest]_p = shifted - half, so that both signs are reduced modulo m alike.
+            let shifted = m.reduce_once(lanes.add(lanes.load(rest), shift), p);
+            let difference = lanes.sub(lanes.add(lanes.load(kept), offset), m.word(shifted));
+            lanes.store(kept, m.mul_factor(difference, inverse));
+        }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{plain_ntt::Twiddles, residue::mul_shoup, simd};
-use crate::engine::RnsRing;
+use super::{lane_residue::scale_row, plain_ntt::Twiddles};
+use crate::{arith::Modulus, engine::RnsRing};
 
 /// Who computes the NTTs of a [`super::CpuBackend`]. All give the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,18 @@ pub(super) trait CpuNtt: Send + Sync {
 
     /// NTT to coefficient domain, `1/N` included.
     fn inverse(&self, x: &mut [u32]);
+
+    /// [`Self::forward`] of `x` into `out`.
+    fn forward_from(&self, x: &[u32], out: &mut [u32]) {
+        out.copy_from_slice(x);
+        self.forward(out);
+    }
+
+    /// [`Self::inverse`] of `x` into `out`.
+    fn inverse_from(&self, x: &[u32], out: &mut [u32]) {
+        out.copy_from_slice(x);
+        self.inverse(out);
+    }
 }
 
 impl CpuNtt for Twiddles {
@@ -67,6 +79,14 @@ impl CpuNtt for Twiddles {
 
     fn inverse(&self, x: &mut [u32]) {
         Twiddles::inverse(self, x);
+    }
+
+    fn forward_from(&self, x: &[u32], out: &mut [u32]) {
+        Twiddles::forward_from(self, x, out);
+    }
+
+    fn inverse_from(&self, x: &[u32], out: &mut [u32]) {
+        Twiddles::inverse_from(self, x, out);
     }
 }
 
@@ -106,27 +126,19 @@ fn agree(plain: &Twiddles, other: &dyn CpuNtt, n: usize) -> bool {
     same && theirs == x
 }
 
-/// `1/N` with its Shoup companion: the libraries' inverse leaves the factor N in.
+/// `1/N`: the libraries' inverse leaves the factor N in.
 struct NInverse {
-    p: u32,
+    modulus: Modulus,
     value: u32,
-    shoup: u32,
 }
 
 impl NInverse {
     fn of(tables: &Twiddles) -> Self {
-        Self { p: tables.modulus.value(), value: tables.n_inv, shoup: tables.n_inv_shoup }
+        Self { modulus: tables.modulus, value: tables.n_inv }
     }
 
     fn apply(&self, x: &mut [u32]) {
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for a in x {
-                    *a = mul_shoup(*a, self.value, self.shoup, self.p);
-                }
-            },
-        );
+        scale_row(self.modulus, self.value, x);
     }
 }
 

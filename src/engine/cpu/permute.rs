@@ -9,20 +9,18 @@ use super::{
     residue::{add, sub},
     simd,
 };
-use crate::engine::{ExpandShape, GatherItem, RnsRing, Shape};
+use crate::{
+    arith::Modulus,
+    engine::{ExpandShape, GatherItem, RnsRing, Shape},
+};
 
 /// `f(X) -> f(X^g)` on every row of N coefficients; `g` odd below 2N.
 pub(super) fn automorphism(ring: &RnsRing, pool: &Pool, x: &[u32], limbs: usize, g: usize) -> Words {
     let n = ring.n();
+    let inverse = odd_inverse(g);
     let mut out = pool.take(x.len());
     out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().for_each(|(row, (out, x))| {
-        let p = ring.moduli()[row % limbs].value();
-        let mut to = 0;
-        for &c in x {
-            // X^(to) with to in [N, 2N) is -X^(to - N).
-            out[to & (n - 1)] = if to < n { c } else { sub(0, c, p) };
-            to = (to + g) & (2 * n - 1);
-        }
+        substitute(x, inverse, ring.moduli()[row % limbs].value(), out, |_, c| c);
     });
     out
 }
@@ -30,15 +28,27 @@ pub(super) fn automorphism(ring: &RnsRing, pool: &Pool, x: &[u32], limbs: usize,
 /// `out += f(X^g)` on rows of N coefficients, row `r` modulo limb `r`.
 pub(super) fn add_automorphism(ring: &RnsRing, x: &[u32], g: usize, out: &mut [u32]) {
     let n = ring.n();
+    let inverse = odd_inverse(g);
     for ((out, x), modulus) in out.chunks_mut(n).zip(x.chunks(n)).zip(ring.moduli()) {
         let p = modulus.value();
-        let mut to = 0;
-        for &c in x {
-            let at = &mut out[to & (n - 1)];
-            *at = if to < n { add(*at, c, p) } else { sub(*at, c, p) };
-            to = (to + g) & (2 * n - 1);
-        }
+        substitute(x, inverse, p, out, |out, c| add(out, c, p));
     }
+}
+
+/// `out[j] = f(out[j], c)`, `c` the coefficient of `X^j` in `x(X^g)` and `inverse` that of `g` modulo 2N.
+fn substitute(x: &[u32], inverse: usize, p: u32, out: &mut [u32], f: impl Fn(u32, u32) -> u32) {
+    let n = x.len();
+    for (j, out) in out.iter_mut().enumerate() {
+        let from = j.wrapping_mul(inverse) & (2 * n - 1);
+        let c = x[from & (n - 1)];
+        // Coefficient j comes from X^from with from in [N, 2N) where that is -X^(from - N) already.
+        *out = f(*out, if from < n { c } else { sub(0, c, p) });
+    }
+}
+
+/// The inverse of an odd number modulo every power of two that a word holds (Newton's iteration).
+fn odd_inverse(g: usize) -> usize {
+    (0..6).fold(g, |inverse, _| inverse.wrapping_mul(2usize.wrapping_sub(g.wrapping_mul(inverse))))
 }
 
 /// `f(X) -> f(X^g)` on every row of N values in the NTT domain.
@@ -151,21 +161,45 @@ pub(super) fn expand(ring: &RnsRing, pool: &Pool, limbs: usize, values: &[i64], 
 /// [`crate::engine::Backend::expand_matrix`], sizes checked.
 pub(super) fn expand_matrix(ring: &RnsRing, pool: &Pool, weights: &[u32], shape: &ExpandShape) -> Words {
     let (n, limbs) = (ring.n(), shape.limbs);
-    let mut out = pool.zeros(shape.outputs.len() * shape.inputs.len() * limbs * n);
-    out.par_chunks_mut(limbs * n).enumerate().for_each(|(poly, out)| {
-        let group = shape.outputs.start + poly / shape.inputs.len();
-        let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
-        for j in 0..shape.block.min(shape.inner.saturating_sub(first)) {
-            let columns = group * shape.columns..shape.cols.min((group + 1) * shape.columns);
-            for (o, column) in columns.enumerate() {
-                let weight = small(weights, (first + j) * shape.cols + column);
-                for (limb, modulus) in ring.moduli()[..limbs].iter().enumerate() {
-                    out[limb * n + o * shape.block + j] = modulus.from_i64(weight as i64);
+    let mut out = pool.take(shape.outputs.len() * shape.inputs.len() * limbs * n);
+    out.par_chunks_mut(limbs * n).enumerate().for_each_init(
+        || vec![0i16; n],
+        |integers, (poly, out)| {
+            let group = shape.outputs.start + poly / shape.inputs.len();
+            let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
+            integers.fill(0);
+            for j in 0..shape.block.min(shape.inner.saturating_sub(first)) {
+                let columns = group * shape.columns..shape.cols.min((group + 1) * shape.columns);
+                for (o, column) in columns.enumerate() {
+                    integers[o * shape.block + j] = small(weights, (first + j) * shape.cols + column);
                 }
             }
-        }
-    });
+            for (out, &modulus) in out.chunks_mut(n).zip(ring.moduli()) {
+                simd::dispatch(
+                    #[inline(always)]
+                    || residues(modulus, integers, out),
+                );
+            }
+        },
+    );
     out
+}
+
+/// Residues of 16-bit integers.
+#[inline(always)]
+fn residues(modulus: Modulus, integers: &[i16], out: &mut [u32]) {
+    let p = modulus.value();
+    if p > 1 << 15 {
+        for (out, &x) in out.iter_mut().zip(integers) {
+            // A negative one is a large word, which the sum with p wraps past zero.
+            let x = x as u32;
+            *out = x.min(x.wrapping_add(p));
+        }
+    } else {
+        for (out, &x) in out.iter_mut().zip(integers) {
+            *out = modulus.from_i64(x as i64);
+        }
+    }
 }
 
 /// Items of `sources` in a new order, absent ones zero; sizes checked.

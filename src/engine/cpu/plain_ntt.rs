@@ -9,7 +9,10 @@
 //! A butterfly of vectors is 12 instructions, 4 of them multiplications; up to three stages run in registers between a
 //! load and a store, so that the multipliers are the limit and not the cache.
 
-use super::lanes::{Lanes, WithLanes, with_widest};
+use super::{
+    lane_residue::{Factor, LaneModulus},
+    lanes::{Lanes, WithLanes, with_widest},
+};
 use crate::{arith::Modulus, engine::RnsRing};
 
 /// Twiddle factors of one limb of a ring, as CPU and GPU use them.
@@ -69,22 +72,34 @@ impl Twiddles {
 
     /// Coefficients in `[0, p)`, natural order, to NTT domain in `[0, p)`, in place; `x.len() == N`.
     pub fn forward(&self, x: &mut [u32]) {
-        self.transform(x, Direction::Forward);
+        self.transform(None, x, Direction::Forward);
+    }
+
+    /// [`Self::forward`] of `x` into `out`, both of length N.
+    pub fn forward_from(&self, x: &[u32], out: &mut [u32]) {
+        self.transform(Some(x), out, Direction::Forward);
     }
 
     /// NTT domain in `[0, p)` to coefficients in `[0, p)`, `1/N` included, in place; `x.len() == N`.
     pub fn inverse(&self, x: &mut [u32]) {
-        self.transform(x, Direction::Inverse);
+        self.transform(None, x, Direction::Inverse);
     }
 
-    fn transform(&self, x: &mut [u32], direction: Direction) {
+    /// [`Self::inverse`] of `x` into `out`, both of length N.
+    pub fn inverse_from(&self, x: &[u32], out: &mut [u32]) {
+        self.transform(Some(x), out, Direction::Inverse);
+    }
+
+    /// Transforms `x` in place, or `from` into `x`.
+    fn transform(&self, from: Option<&[u32]>, x: &mut [u32], direction: Direction) {
         // Blocks of two vectors are the shortest.
-        with_widest(x.len() / 2, Transform { tables: self, x, direction });
+        with_widest(x.len() / 2, Transform { tables: self, from, x, direction });
     }
 }
 
 struct Transform<'a> {
     tables: &'a Twiddles,
+    from: Option<&'a [u32]>,
     x: &'a mut [u32],
     direction: Direction,
 }
@@ -93,10 +108,60 @@ impl WithLanes for Transform<'_> {
     #[inline(always)]
     fn with<L: Lanes>(self, lanes: L) {
         let (vectors, x) = (Vectors::new(self.tables, lanes), bytemuck::cast_slice_mut(self.x));
-        match self.direction {
-            Direction::Forward => vectors.forward(x),
-            Direction::Inverse => vectors.inverse(x),
+        match (self.direction, self.from) {
+            (Direction::Forward, None) => vectors.forward(InPlace, x),
+            (Direction::Forward, Some(from)) => vectors.forward(From(bytemuck::cast_slice(from)), x),
+            (Direction::Inverse, None) => vectors.inverse(InPlace, x),
+            (Direction::Inverse, Some(from)) => vectors.inverse(From(bytemuck::cast_slice(from)), x),
         }
+    }
+}
+
+/// Where the first pass of a transform reads its vectors.
+trait Source<W>: Copy {
+    /// Vector `index`, whose place in the result is `place`.
+    fn vector<'a>(&'a self, place: &'a W, index: usize) -> &'a W;
+
+    /// The source of the vectors from `first` on.
+    fn part(self, first: usize) -> Self;
+}
+
+#[derive(Clone, Copy)]
+struct InPlace;
+
+impl<W> Source<W> for InPlace {
+    #[inline(always)]
+    fn vector<'a>(&'a self, place: &'a W, _: usize) -> &'a W {
+        place
+    }
+
+    #[inline(always)]
+    fn part(self, _: usize) -> Self {
+        self
+    }
+}
+
+/// Another array of the same length.
+struct From<'a, W>(&'a [W]);
+
+impl<W> Clone for From<'_, W> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for From<'_, W> {}
+
+impl<W> Source<W> for From<'_, W> {
+    #[inline(always)]
+    fn vector<'a>(&'a self, _: &'a W, index: usize) -> &'a W {
+        &self.0[index]
+    }
+
+    #[inline(always)]
+    fn part(self, first: usize) -> Self {
+        Self(&self.0[first..])
     }
 }
 
@@ -124,65 +189,66 @@ const TAIL: usize = 8;
 struct Vectors<'a, L: Lanes> {
     tables: &'a Twiddles,
     lanes: L,
-    p: L::Vector,
-    two_p: L::Vector,
+    m: LaneModulus<L>,
 }
-
-/// A factor and its Shoup companion in every lane.
-type Factor<L> = (<L as Lanes>::Vector, <L as Lanes>::Vector);
 
 impl<'a, L: Lanes> Vectors<'a, L> {
     #[inline(always)]
     fn new(tables: &'a Twiddles, lanes: L) -> Self {
-        let p = tables.modulus.value();
-        Self { tables, lanes, p: lanes.splat(p), two_p: lanes.splat(2 * p) }
+        Self { tables, lanes, m: LaneModulus::new(lanes, tables.modulus) }
     }
 
     #[inline(always)]
-    fn forward(self, x: &mut [L::Words]) {
+    fn forward(self, from: impl Source<L::Words>, x: &mut [L::Words]) {
         match x.len() {
-            2 => return self.forward_tails::<2>(x, 1),
-            4 => return self.forward_tails::<4>(x, 1),
+            2 => return self.forward_tails::<2>(from, x, 1),
+            4 => return self.forward_tails::<4>(from, x, 1),
+            TAIL => return self.forward_tails::<TAIL>(from, x, 1),
             _ => {}
         }
-        if x.len() * L::WIDTH <= CACHED_WORDS {
-            return self.forward_cached(x, 1);
-        }
-        self.forward_columns::<8>(x, 1);
-        let part = x.len() / 8;
-        for (part, k) in x.chunks_exact_mut(part).zip(8..) {
-            self.forward_cached(part, k);
+        let log = first_pass::<L>(x.len());
+        self.forward_pass(log, from, x, 1);
+        let part = x.len() >> log;
+        for (part, k) in x.chunks_exact_mut(part).zip(1 << log..) {
+            self.forward_part(part, k);
         }
     }
 
     /// All stages of block `k`.
     #[inline(always)]
-    fn forward_cached(self, x: &mut [L::Words], k: usize) {
+    fn forward_part(self, x: &mut [L::Words], k: usize) {
         let mut block = x.len();
         while block > TAIL {
             let log = stages_of_pass::<L>((block / TAIL).ilog2());
             let first = k * (x.len() / block);
             for (block, k) in x.chunks_exact_mut(block).zip(first..) {
-                match log {
-                    3 => self.forward_columns::<8>(block, k),
-                    2 => self.forward_columns::<4>(block, k),
-                    _ => self.forward_columns::<2>(block, k),
-                }
+                self.forward_pass(log, InPlace, block, k);
             }
             block >>= log;
         }
-        self.forward_tails::<TAIL>(x, k * (x.len() / TAIL));
+        self.forward_tails::<TAIL>(InPlace, x, k * (x.len() / TAIL));
+    }
+
+    /// The first `log` stages of block `k`.
+    #[inline(always)]
+    fn forward_pass(self, log: u32, from: impl Source<L::Words>, x: &mut [L::Words], k: usize) {
+        match log {
+            3 => self.forward_columns::<8>(from, x, k),
+            2 => self.forward_columns::<4>(from, x, k),
+            _ => self.forward_columns::<2>(from, x, k),
+        }
     }
 
     /// The first `log2 ROWS` stages of block `k`.
     #[inline(always)]
-    fn forward_columns<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+    fn forward_columns<const ROWS: usize>(self, from: impl Source<L::Words>, x: &mut [L::Words], k: usize) {
         let factors = self.factors::<ROWS>(&self.tables.forward, &self.tables.forward_shoup, k);
         let part = x.len() / ROWS;
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            let mut v: [L::Vector; ROWS] =
+                std::array::from_fn(|row| self.lanes.load(from.vector(&rows[row][column], row * part + column)));
             self.forward_stages(&mut v, &factors);
             for row in 0..ROWS {
                 self.lanes.store(&mut rows[row][column], v[row]);
@@ -192,10 +258,12 @@ impl<'a, L: Lanes> Vectors<'a, L> {
 
     /// All stages of the blocks of `ROWS` vectors from `k` on, and the full reduction.
     #[inline(always)]
-    fn forward_tails<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+    fn forward_tails<const ROWS: usize>(self, from: impl Source<L::Words>, x: &mut [L::Words], k: usize) {
         let (blocks, _) = x.as_chunks_mut::<ROWS>();
-        for (block, k) in blocks.iter_mut().zip(k..) {
-            let mut v = block.each_ref().map(|words| self.lanes.load(words));
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let k = k + index;
+            let mut v: [L::Vector; ROWS] =
+                std::array::from_fn(|row| self.lanes.load(from.vector(&block[row], index * ROWS + row)));
             self.forward_stages(&mut v, &self.factors(&self.tables.forward, &self.tables.forward_shoup, k));
             // Written out, since only then the compiler keeps the vectors in registers.
             let pairs = k * ROWS / 2;
@@ -207,7 +275,7 @@ impl<'a, L: Lanes> Vectors<'a, L> {
                 (v[2 * pair], v[2 * pair + 1]) = self.lanes.interleave(v[2 * pair], v[2 * pair + 1]);
             }
             for (words, x) in block.iter_mut().zip(v) {
-                self.lanes.store(words, self.reduce_once(self.reduce_once(x, self.two_p), self.p));
+                self.lanes.store(words, self.m.reduce_once(self.m.reduce_once(x, self.m.two_p), self.m.p));
             }
         }
     }
@@ -221,7 +289,7 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         for pair in 0..ROWS / 2 {
             let factor = self.lane_factors(&self.tables.forward, &self.tables.forward_shoup, k + pair, log);
             let (a, b) = self.lanes.interleave(v[2 * pair], v[2 * pair + 1]);
-            (v[2 * pair], v[2 * pair + 1]) = self.forward_butterfly(a, b, factor, false);
+            (v[2 * pair], v[2 * pair + 1]) = self.forward_butterfly(a, self.m.mul_lazy_each(b, factor));
         }
     }
 
@@ -232,45 +300,51 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         while half > 0 {
             for row in (0..ROWS).filter(|row| row & half == 0) {
                 let factor = factors[(ROWS + row) / (2 * half)];
-                (v[row], v[row + half]) = self.forward_butterfly(v[row], v[row + half], factor, true);
+                let product = self.m.mul_lazy(v[row + half], factor);
+                (v[row], v[row + half]) = self.forward_butterfly(v[row], product);
             }
             half /= 2;
         }
     }
 
     #[inline(always)]
-    fn inverse(self, x: &mut [L::Words]) {
+    fn inverse(self, from: impl Source<L::Words>, x: &mut [L::Words]) {
         match x.len() {
-            2 => return self.inverse_tails::<2>(x, 1),
-            4 => return self.inverse_tails::<4>(x, 1),
+            2 => return self.inverse_tails::<2>(from, x, 1),
+            4 => return self.inverse_tails::<4>(from, x, 1),
+            TAIL => return self.inverse_tails::<TAIL>(from, x, 1),
             _ => {}
         }
-        if x.len() * L::WIDTH <= CACHED_WORDS {
-            return self.inverse_cached(x, 1);
+        let log = first_pass::<L>(x.len());
+        let part = x.len() >> log;
+        for (index, x) in x.chunks_exact_mut(part).enumerate() {
+            self.inverse_part(from.part(index * part), x, (1 << log) + index);
         }
-        let part = x.len() / 8;
-        for (part, k) in x.chunks_exact_mut(part).zip(8..) {
-            self.inverse_cached(part, k);
-        }
-        self.inverse_columns::<8>(x, 1);
+        self.inverse_pass(log, x, 1);
     }
 
     /// All stages of block `k`.
     #[inline(always)]
-    fn inverse_cached(self, x: &mut [L::Words], k: usize) {
-        self.inverse_tails::<TAIL>(x, k * (x.len() / TAIL));
+    fn inverse_part(self, from: impl Source<L::Words>, x: &mut [L::Words], k: usize) {
+        self.inverse_tails::<TAIL>(from, x, k * (x.len() / TAIL));
         let mut block = TAIL;
         while block < x.len() {
             let log = stages_of_pass::<L>((x.len() / block).ilog2());
             block <<= log;
             let first = k * (x.len() / block);
             for (block, k) in x.chunks_exact_mut(block).zip(first..) {
-                match log {
-                    3 => self.inverse_columns::<8>(block, k),
-                    2 => self.inverse_columns::<4>(block, k),
-                    _ => self.inverse_columns::<2>(block, k),
-                }
+                self.inverse_pass(log, block, k);
             }
+        }
+    }
+
+    /// The last `log` stages of block `k`.
+    #[inline(always)]
+    fn inverse_pass(self, log: u32, x: &mut [L::Words], k: usize) {
+        match log {
+            3 => self.inverse_columns::<8>(x, k),
+            2 => self.inverse_columns::<4>(x, k),
+            _ => self.inverse_columns::<2>(x, k),
         }
     }
 
@@ -282,7 +356,7 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
             self.inverse_stages(&mut v, &factors, k);
             for row in 0..ROWS {
                 self.lanes.store(&mut rows[row][column], v[row]);
@@ -292,10 +366,12 @@ impl<'a, L: Lanes> Vectors<'a, L> {
 
     /// All stages of the blocks of `ROWS` vectors from `k` on.
     #[inline(always)]
-    fn inverse_tails<const ROWS: usize>(self, x: &mut [L::Words], k: usize) {
+    fn inverse_tails<const ROWS: usize>(self, from: impl Source<L::Words>, x: &mut [L::Words], k: usize) {
         let (blocks, _) = x.as_chunks_mut::<ROWS>();
-        for (block, k) in blocks.iter_mut().zip(k..) {
-            let mut v = block.each_ref().map(|words| self.lanes.load(words));
+        for (index, block) in blocks.iter_mut().enumerate() {
+            let k = k + index;
+            let mut v: [L::Vector; ROWS] =
+                std::array::from_fn(|row| self.lanes.load(from.vector(&block[row], index * ROWS + row)));
             for pair in 0..ROWS / 2 {
                 (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(v[2 * pair], v[2 * pair + 1]);
             }
@@ -319,8 +395,9 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         }
         for pair in 0..ROWS / 2 {
             let factor = self.lane_factors(&self.tables.inverse, &self.tables.inverse_shoup, k + pair, log);
-            let (a, b) = self.inverse_butterfly(v[2 * pair], v[2 * pair + 1], factor, false);
-            (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(a, b);
+            let (sum, difference) = self.inverse_butterfly(v[2 * pair], v[2 * pair + 1]);
+            let product = self.m.mul_lazy_each(difference, factor);
+            (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(sum, product);
         }
     }
 
@@ -332,15 +409,16 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         while half < ROWS {
             for row in (0..ROWS).filter(|row| row & half == 0) {
                 let factor = factors[(ROWS + row) / (2 * half)];
-                (v[row], v[row + half]) = self.inverse_butterfly(v[row], v[row + half], factor, true);
+                let (sum, difference) = self.inverse_butterfly(v[row], v[row + half]);
+                (v[row], v[row + half]) = (sum, self.m.mul_lazy(difference, factor));
             }
             half *= 2;
         }
         if k == 1 {
             let n_inv = (self.lanes.splat(self.tables.n_inv), self.lanes.splat(self.tables.n_inv_shoup));
             for row in 0..ROWS {
-                let x = if row < ROWS / 2 { self.mul_lazy(v[row], n_inv, true) } else { v[row] };
-                v[row] = self.reduce_once(x, self.p);
+                let x = if row < ROWS / 2 { self.m.mul_lazy(v[row], n_inv) } else { v[row] };
+                v[row] = self.m.reduce_once(x, self.m.p);
             }
         }
     }
@@ -373,33 +451,25 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         (self.lanes.repeat(&table[at..], log), self.lanes.repeat(&shoup[at..], log))
     }
 
-    /// `(a + w b, a - w b)` on `[0, 4p)`.
+    /// `(a + w b, a - w b)` on `[0, 4p)`, given `a` and `w b`.
     #[inline(always)]
-    fn forward_butterfly(self, a: L::Vector, b: L::Vector, factor: Factor<L>, pairs: bool) -> (L::Vector, L::Vector) {
-        let u = self.reduce_once(a, self.two_p);
-        let t = self.mul_lazy(b, factor, pairs);
-        (self.lanes.add(u, t), self.lanes.sub(self.lanes.add(u, self.two_p), t))
+    fn forward_butterfly(self, a: L::Vector, product: L::Vector) -> (L::Vector, L::Vector) {
+        let a = self.m.reduce_once(a, self.m.two_p);
+        (self.lanes.add(a, product), self.lanes.sub(self.lanes.add(a, self.m.two_p), product))
     }
 
-    /// `(a + b, w (a - b))` on `[0, 2p)`.
+    /// `(a + b, a - b)`, on `[0, 2p)` the sum, on `[0, 4p)` the difference.
     #[inline(always)]
-    fn inverse_butterfly(self, a: L::Vector, b: L::Vector, factor: Factor<L>, pairs: bool) -> (L::Vector, L::Vector) {
-        let sum = self.reduce_once(self.lanes.add(a, b), self.two_p);
-        (sum, self.mul_lazy(self.lanes.sub(self.lanes.add(a, self.two_p), b), factor, pairs))
+    fn inverse_butterfly(self, a: L::Vector, b: L::Vector) -> (L::Vector, L::Vector) {
+        let sum = self.m.reduce_once(self.lanes.add(a, b), self.m.two_p);
+        (sum, self.lanes.sub(self.lanes.add(a, self.m.two_p), b))
     }
+}
 
-    /// `a w` in `[0, 2p)` for any `a`; `pairs` says that factors at odd places equal their left neighbours.
-    #[inline(always)]
-    fn mul_lazy(self, a: L::Vector, (w, shoup): Factor<L>, pairs: bool) -> L::Vector {
-        let q = if pairs { self.lanes.mul_high_by_pairs(a, shoup) } else { self.lanes.mul_high(a, shoup) };
-        self.lanes.sub(self.lanes.mul_low(a, w), self.lanes.mul_low(q, self.p))
-    }
-
-    /// From `[0, 2m)` to `[0, m)`: a negative difference wraps to a large word.
-    #[inline(always)]
-    fn reduce_once(self, a: L::Vector, m: L::Vector) -> L::Vector {
-        self.lanes.min(a, self.lanes.sub(a, m))
-    }
+/// How many stages the pass over all `vectors` vectors does: three where what follows shall fit the cache.
+#[inline(always)]
+fn first_pass<L: Lanes>(vectors: usize) -> u32 {
+    if vectors * L::WIDTH > CACHED_WORDS { 3 } else { stages_of_pass::<L>((vectors / TAIL).ilog2()) }
 }
 
 /// How many of `stages` stages across vectors the next pass does: as many as fit the registers, but never one at the end.
@@ -438,7 +508,7 @@ mod tests {
         ) -> (&'static str, Vec<u32>, Vec<u32>) {
             let transformed = |direction| {
                 let mut x = f.to_vec();
-                let op = Transform { tables, x: &mut x, direction };
+                let op = Transform { tables, from: None, x: &mut x, direction };
                 lanes.run(
                     #[inline(always)]
                     || op.with(lanes),
@@ -509,6 +579,21 @@ mod tests {
                     assert!(back == f, "{name}: the inverse does not undo the transform, N = {n}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn transforms_into_another_array_are_the_same() {
+        for n in [8, 16, 32, 64, 128, 256, 8192, 32768] {
+            let ring = RnsRing::new(n, &ntt_primes(30, n, 1).unwrap()).unwrap();
+            let tables = Twiddles::new(&ring, 0);
+            let [f, ..] = operands(tables.modulus, n);
+            let (mut place, mut other) = (f.clone(), vec![7; n]);
+            tables.forward(&mut place);
+            tables.forward_from(&f, &mut other);
+            assert!(place == other, "forward, N = {n}");
+            tables.inverse_from(&place, &mut other);
+            assert!(other == f, "inverse, N = {n}");
         }
     }
 

@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use super::{
+    lane_residue::{mul_add_rows, mul_rows, scale_row},
     pool::{Pool, Words},
-    residue::{self, Reducer, mul_shoup},
-    simd,
+    residue, simd,
 };
 use crate::{arith::Modulus, engine::RnsRing};
 
@@ -36,13 +36,7 @@ pub(super) fn sub(ring: &RnsRing, pool: &Pool, limbs: usize, a: &[u32], b: &[u32
 
 /// `a * b` on batches `[polys][limbs][N]`.
 pub(super) fn mul(ring: &RnsRing, pool: &Pool, limbs: usize, a: &[u32], b: &[u32]) -> Words {
-    zip_rows(ring, pool, limbs, a, b, |m, out, a, b| {
-        let reducer = Reducer::new(m);
-        simd::dispatch(
-            #[inline(always)]
-            || zip_words(out, a, b, |a, b| reducer.wide(a as u64 * b as u64)),
-        );
-    })
+    zip_rows(ring, pool, limbs, a, b, mul_rows)
 }
 
 /// `acc + a * b` on batches `[polys][limbs][N]`.
@@ -50,17 +44,9 @@ pub(super) fn mul_accumulate(ring: &RnsRing, pool: &Pool, limbs: usize, acc: &[u
     let n = ring.n();
     let mut out = pool.take(a.len());
     let rows = out.par_chunks_mut(n).zip(acc.par_chunks(n)).zip(a.par_chunks(n)).zip(b.par_chunks(n));
-    rows.enumerate().with_min_len(ROWS_A_TASK).for_each(|(row, (((out, acc), a), b))| {
-        let reducer = Reducer::new(ring.moduli()[row % limbs]);
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (((out, &acc), &a), &b) in out.iter_mut().zip(acc).zip(a).zip(b) {
-                    *out = reducer.wide(a as u64 * b as u64 + acc as u64);
-                }
-            },
-        );
-    });
+    rows.enumerate()
+        .with_min_len(ROWS_A_TASK)
+        .for_each(|(row, (((out, acc), a), b))| mul_add_rows(ring.moduli()[row % limbs], out, acc, a, b));
     out
 }
 
@@ -71,16 +57,8 @@ pub(super) fn mul_scalar(ring: &RnsRing, pool: &Pool, x: &[u32], scalars: &[u32]
     let rows = out.par_chunks_mut(n).zip(x.par_chunks(n)).enumerate().with_min_len(ROWS_A_TASK);
     rows.for_each(|(row, (out, x))| {
         let limb = row % scalars.len();
-        let (m, w) = (ring.moduli()[limb], scalars[limb]);
-        let (p, shoup) = (m.value(), m.shoup(w));
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (out, &x) in out.iter_mut().zip(x) {
-                    *out = mul_shoup(x, w, shoup, p);
-                }
-            },
-        );
+        out.copy_from_slice(x);
+        scale_row(ring.moduli()[limb], scalars[limb], out);
     });
     out
 }

@@ -19,12 +19,6 @@ pub(super) fn mul_shoup_lazy(a: u32, w: u32, shoup: u32, p: u32) -> u32 {
     a.wrapping_mul(w).wrapping_sub(q.wrapping_mul(p))
 }
 
-/// `a * w mod p`, canonical, for any word `a`.
-#[inline(always)]
-pub(super) fn mul_shoup(a: u32, w: u32, shoup: u32, p: u32) -> u32 {
-    reduce_once(mul_shoup_lazy(a, w, shoup, p), p)
-}
-
 /// `a + b mod p`.
 #[inline(always)]
 pub(super) fn add(a: u32, b: u32, p: u32) -> u32 {
@@ -38,7 +32,7 @@ pub(super) fn sub(a: u32, b: u32, p: u32) -> u32 {
     difference.min(difference.wrapping_add(p))
 }
 
-/// Reduction of 32- and 64-bit words modulo one limb by Shoup products with the constants 1 and `2^32`.
+/// Reduction of 64-bit words modulo one limb by Shoup products with the constants 1 and `2^32`.
 #[derive(Clone, Copy)]
 pub(super) struct Reducer {
     p: u32,
@@ -55,12 +49,6 @@ impl Reducer {
     pub(super) fn new(modulus: Modulus) -> Self {
         let high = modulus.reduce(1 << 32);
         Self { p: modulus.value(), one_shoup: modulus.shoup(1), high, high_shoup: modulus.shoup(high) }
-    }
-
-    /// Any 32-bit word to `[0, p)`.
-    #[inline(always)]
-    pub(super) fn word(self, x: u32) -> u32 {
-        mul_shoup(x, 1, self.one_shoup, self.p)
     }
 
     /// Any 64-bit word to `[0, p)`.
@@ -87,12 +75,10 @@ mod tests {
             let r = Reducer::new(m);
             for x in [x, !(x & 0xffff), x & 0xffff, u64::MAX / p as u64 * p as u64 - (x & 1)] {
                 prop_assert_eq!(r.wide(x) as u64, x % p as u64);
-                prop_assert_eq!(r.word(x as u32), x as u32 % p);
             }
             for (a, b) in [(a % p, b % p), (p - 1, b % p), (a % p, p - 1), (0, b % p), (p - 1, p - 1)] {
                 prop_assert_eq!(add(a, b, p), m.add(a, b));
                 prop_assert_eq!(sub(a, b, p), m.sub(a, b));
-                prop_assert_eq!(mul_shoup(a, b, m.shoup(b), p), m.mul(a, b));
             }
         }
     }
