@@ -1,5 +1,6 @@
 //! What a GPU kernel does, counted in its source: progress that shows without a GPU.
 
+use heliostat::engine::gpu::{self, KernelAudit};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -36,5 +37,40 @@ pub struct AuditRow {
 /// # Errors
 /// If a shader does not parse.
 pub fn all() -> Result<Vec<AuditRow>> {
-    Ok(Vec::new())
+    let row = |audit: &KernelAudit| {
+        let cost = &audit.cost;
+        let per_coefficient = audit.invocations as f64 / audit.coefficients as f64;
+        AuditRow {
+            kernel: audit.operation.into(),
+            launch: audit.launch,
+            entry: audit.entry.into(),
+            form: audit.form.into(),
+            n: audit.n as usize,
+            size: audit.shape.into(),
+            operations: audit.operations_per_coefficient(),
+            multiplies: (cost.multiplies + 2 * cost.wide_multiplies) as f64 * per_coefficient,
+            bytes: audit.bytes_per_coefficient(),
+            barriers: cost.barriers,
+            workgroup_bytes: audit.workgroup_bytes,
+        }
+    };
+    Ok(gpu::audit()?.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_transform_is_counted_in_both_forms() {
+        let rows = all().unwrap();
+        for form in ["u64", "split16"] {
+            let of_form = |row: &&AuditRow| row.form == form && row.kernel == "ntt_forward" && row.n == 8192;
+            let rows: Vec<_> = rows.iter().filter(of_form).collect();
+            assert!(
+                !rows.is_empty() && rows.iter().all(|row| row.operations > row.multiplies && row.bytes >= 8.0),
+                "{form}"
+            );
+        }
+    }
 }

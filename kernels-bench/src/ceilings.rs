@@ -8,7 +8,7 @@ use std::{hint::black_box, sync::Arc, time::Duration};
 
 use heliostat::{
     arith::primes::ntt_primes,
-    engine::{RnsRing, Shape},
+    engine::{RnsRing, Shape, gpu},
 };
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ pub struct Ceilings {
     /// High words of 32-bit products a second, where they were measured apart: a GPU's product form makes them of several.
     #[serde(default)]
     pub high_multiplies_per_second: Option<f64>,
-    /// One small operation after another, each waited for: nanoseconds.
+    /// One small operation (on a GPU: one launch) after another, each waited for: nanoseconds.
     pub round_trip_ns: f64,
     /// The same when only the last of many is waited for: nanoseconds an operation.
     pub dispatch_ns: f64,
@@ -132,20 +132,27 @@ pub fn measure(device: &Device, quick: bool) -> Result<Ceilings> {
         budget: Duration::from_millis(if quick { 100 } else { 1000 }),
     };
     match device.as_gpu() {
-        Some(gpu) => gpu_rates(gpu, &mut found)?,
+        Some(gpu) => of_gpu(&gpu.ceilings(quick)?, &mut found),
         None => {
             let sets = &WORKING_SETS[..if quick { 4 } else { 5 }];
             found.copy = sets.iter().map(|&bytes| copy(device, effort, bytes)).collect::<Result<_>>()?;
             found.multiplies_per_second = Some(multiplies(device, effort)?);
+            transfers(device, effort, if quick { TRANSFER / 8 } else { TRANSFER }, &mut found)?;
         }
     }
-    transfers(device, effort, if quick { TRANSFER / 8 } else { TRANSFER }, &mut found)?;
     Ok(found)
 }
 
 /// What the GPU measures of itself.
-fn gpu_rates(_gpu: &heliostat::engine::gpu::GpuBackend, _found: &mut Ceilings) -> Result<()> {
-    Ok(())
+fn of_gpu(rates: &gpu::Ceilings, found: &mut Ceilings) {
+    // Two buffers, one read and one written.
+    let bytes = 2.0 * rates.copy_buffer_bytes as f64;
+    found.copy = vec![CopyRate { bytes, bytes_per_second: rates.copy_bytes_per_s }];
+    found.multiplies_per_second = Some(rates.multiplies_per_s);
+    found.high_multiplies_per_second = Some(rates.mul_highs_per_s);
+    (found.round_trip_ns, found.dispatch_ns) = (rates.submit_ns, rates.dispatch_ns);
+    (found.upload_bytes_per_second, found.readback_bytes_per_second) =
+        (rates.upload_bytes_per_s, rates.readback_bytes_per_s);
 }
 
 fn seconds(effort: Effort, operation: Operation) -> Result<f64> {
