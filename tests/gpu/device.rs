@@ -156,6 +156,22 @@ fn memory_stays_within_the_budget_or_is_an_error_that_names_it() {
     assert!(backend.memory().peak <= budget);
 }
 
+/// The digits of a batch of key switches exceed the budget: they are made in parts.
+#[test]
+fn key_switches_keep_to_a_small_budget() {
+    let (budget, polys, ring) = (12 << 20, 100, ring(1024, 30, 6));
+    let backend = open(&GpuOptions { vram_bytes: Some(budget), ..GpuOptions::default() });
+    let cpu = CpuBackend::new(None);
+    let x = Random(1).batch(&ring, Shape { polys, limbs: 5 });
+    let key = Random(2).batch(&ring, Shape { polys: 10, limbs: 6 });
+    let switch = |backend: &dyn Backend| {
+        let (x, key) = (backend.upload(&x).unwrap(), backend.upload(&key).unwrap());
+        backend.download(&backend.key_switch(&ring, &x, KeySwitchShape::full(&ring, polys), &key).unwrap()).unwrap()
+    };
+    assert!(switch(&backend) == switch(&cpu));
+    assert!(backend.memory().peak <= budget && polys * 30 * 1024 * 4 > 11 << 20);
+}
+
 /// Expanded weights, transforms and key switches of an encrypted product together would exceed the budget.
 #[test]
 fn an_encrypted_product_keeps_to_a_small_budget() {

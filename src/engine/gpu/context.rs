@@ -26,6 +26,8 @@ pub(super) struct Context {
     pub log_block: u32,
     /// Largest range of words that a kernel can see.
     pub binding_words: usize,
+    /// Words that a part of a batch should keep to: what a kernel can see, or an eighth of the memory budget.
+    pub part_words: usize,
     /// Alignment of the start of such a range, in words.
     pub align_words: usize,
     pub(super) checked: bool,
@@ -114,6 +116,7 @@ impl Context {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let Offer { info, limits, .. } = offer;
         let timer = plan.timestamps.then(|| Timer::new(&device, &queue));
+        let part_bytes = plan.binding_bytes.min(options.vram_bytes.map_or(u64::MAX, |budget| budget / 8));
         let lost = Arc::default();
         let wiper =
             options.wipe.then(|| Wiper { device: device.clone(), queue: queue.clone(), lost: Arc::clone(&lost) });
@@ -122,6 +125,7 @@ impl Context {
             form: plan.form,
             log_block: plan.log_block,
             binding_words: usize::try_from(plan.binding_bytes / 4).unwrap_or(usize::MAX),
+            part_words: usize::try_from(part_bytes / 4).unwrap_or(usize::MAX),
             align_words: (limits.min_storage_buffer_offset_alignment as usize).div_ceil(4).max(1),
             // Sources from outside may do anything.
             checked: options.checked || options.shader_dir.is_some(),

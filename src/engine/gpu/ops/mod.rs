@@ -81,7 +81,8 @@ fn part<'a>(buffer: &'a wgpu::Buffer, items: &Range<usize>, words: usize) -> Sli
     Slice { buffer, start: items.start * words, words: items.len() * words }
 }
 
-/// Cuts `items` into ranges, each at most what a kernel can see of a buffer with `words` words an item.
+/// Cuts `items` into ranges, each at most what a kernel can see of a buffer with `words` words an item; under a memory budget
+/// into smaller ones where one item allows it, so that what is made on the way stays small.
 fn parts(
     context: &Context,
     operation: &'static str,
@@ -89,19 +90,21 @@ fn parts(
     items: usize,
     words: usize,
 ) -> Result<Vec<Range<usize>>> {
-    if items.saturating_mul(words) <= context.binding_words {
+    let aligned = tables.n.is_multiple_of(context.align_words);
+    let most = if aligned { context.part_words.max(words).min(context.binding_words) } else { context.binding_words };
+    if items.saturating_mul(words) <= most {
         return Ok(std::iter::once(0..items).collect());
     }
     if words > context.binding_words {
         let (bytes, limit) = (4 * words, 4 * context.binding_words);
         return Err(context.unsupported(operation, format!("storage bindings of {bytes} bytes (its limit is {limit})")));
     }
-    if !tables.n.is_multiple_of(context.align_words) {
+    if !aligned {
         // Offsets into a batch are multiples of N words.
         let what = format!("storage offsets of {} words", tables.n);
         return Err(context.unsupported(operation, what));
     }
-    let step = context.binding_words / words;
+    let step = most / words;
     Ok((0..items).step_by(step).map(|start| start..items.min(start + step)).collect())
 }
 
