@@ -295,3 +295,97 @@ impl Machine for HeServer {
         std::mem::take(&mut self.spans)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        engine::{cpu::CpuBackend, schedule::Capacity},
+        he::BfvContext,
+        protocol::{ClientCorrelation, HeClient, KEY_BLOCK, MemoryTables, parameter_set, tests::Parties},
+    };
+
+    /// What a machine did: a letter a turn, and what it sent.
+    struct Run {
+        turns: String,
+        sent: Vec<Message>,
+    }
+
+    /// The server's shares, by node.
+    fn kept(correlation: &ServerCorrelation) -> [BTreeMap<usize, Vec<u64>>; 2] {
+        let export = correlation.export();
+        [export.linear, export.products].map(|list| list.into_iter().map(|(node, x)| (node.0, x)).collect())
+    }
+
+    fn step(machine: &mut dyn Machine, incoming: Option<Message>, run: &mut Run) {
+        let turn = machine.advance(incoming).unwrap();
+        run.turns.push_str(&format!("{turn:?}")[..1]);
+        if let Turn::Send(message) = turn {
+            run.sent.push(message);
+        }
+    }
+
+    /// Messages, their bytes and the order of turns are the same whatever the scheduler has to work with, and with uploads that
+    /// come one by one or all ahead.
+    #[test]
+    fn messages_do_not_depend_on_the_schedule() {
+        let parties = Parties::new(8);
+        let mut rng = SecureRng::from_seed([5; 32]);
+        let public = parties.client_keys.public_key(&mut rng).unwrap();
+        let galois = parties.client_keys.galois_keys(KEY_BLOCK, &mut rng).unwrap();
+        let plan = &parties.plan;
+        let machine = |tile: usize, capacity: Capacity| {
+            let backend = Arc::new(CpuBackend::new(None));
+            let context = BfvContext::with_limits(backend, parameter_set().unwrap(), tile, capacity);
+            let keys = HeKeys::new(context, &public, Some(&galois)).unwrap();
+            let mut rng = SecureRng::from_seed([6; 32]);
+            let correlation = Arc::new(ServerCorrelation::draw([1; 16], &mut rng));
+            let machine =
+                HeServer::new(plan.clone(), correlation.clone(), parties.weights.clone(), Arc::new(keys), rng);
+            (machine, correlation)
+        };
+
+        // The client beside the first server, one turn each.
+        let (mut server, first) = machine(1 << 22, Capacity { device: 0, threads: 1, link: 0, bytes: 0 });
+        let tables = Box::new(MemoryTables::default());
+        let correlation = Arc::new(ClientCorrelation::draw([1; 16], &plan.graph, tables, &mut rng));
+        let mut client = HeClient::new(plan.clone(), correlation, parties.client_keys.clone(), rng.fork());
+        let mut up = Run { turns: String::new(), sent: Vec::new() };
+        let mut down = Run { turns: String::new(), sent: Vec::new() };
+        let mut read = [0; 2];
+        while !(up.turns.ends_with('D') && down.turns.ends_with('D')) {
+            for side in 0..2 {
+                let (machine, run, inbox): (&mut dyn Machine, _, _) = match side {
+                    0 => (&mut client, &mut up, &down.sent),
+                    _ => (&mut server, &mut down, &up.sent),
+                };
+                let receives = run.turns.ends_with('R');
+                let incoming = inbox.get(read[side]).filter(|_| receives).cloned();
+                if run.turns.ends_with('D') || receives && incoming.is_none() {
+                    continue;
+                }
+                read[side] += incoming.is_some() as usize;
+                step(machine, incoming, run);
+            }
+        }
+        assert_eq!((up.sent.len(), down.sent.len()), (plan.he.len(), plan.he.len()));
+        assert!(down.turns.starts_with("RRS"), "two items are in work: {}", down.turns);
+        assert!(server.take_spans().len() > 5 * plan.he.len() && server.take_spans().is_empty());
+
+        for capacity in [Capacity::new(3, 1 << 23), Capacity::new(1, u64::MAX)] {
+            let (mut server, correlation) = machine(1 << 20, capacity);
+            let mut again = Run { turns: String::new(), sent: Vec::new() };
+            let mut uploads = up.sent.iter().cloned();
+            step(&mut server, None, &mut again);
+            while !again.turns.ends_with('D') {
+                let incoming = if again.turns.ends_with('R') { uploads.next() } else { None };
+                step(&mut server, incoming, &mut again);
+            }
+            assert_eq!(again.turns, down.turns);
+            assert!(again.sent == down.sent);
+            assert!(kept(&correlation) == kept(&first));
+        }
+    }
+}
