@@ -3,8 +3,8 @@
 //! A ciphertext is `(c0, c1)` with `c0 + c1 s = round(q m / t) + noise`. The client holds a [`HeClient`], the server an
 //! [`HeServer`] built from the client's [`PublicKey`] and [`GaloisKeys`]; both share a [`BfvContext`].
 //!
-//! What the server returns is re-randomised, flooded and cut by [`HeServer::respond`]: no other path gives a ciphertext a
-//! wire form on its way back.
+//! What the server returns is re-randomised, flooded and cut by the three steps of [`HeServer::respond`]: no other path gives
+//! a ciphertext a wire form on its way back.
 
 mod client;
 mod context;

@@ -80,6 +80,10 @@ fn write_summary(out: &mut String, r: &Report) -> fmt::Result {
         r.he.ciphertexts_up, r.he.ciphertexts_down, r.he.products, r.he.key_switches
     )?;
     writeln!(out, "OT       {}", r.ot.count)?;
+    if !r.busy.is_empty() {
+        let shares: Vec<String> = r.busy.iter().map(|(lane, share)| format!("{lane} {:.0} %", share * 100.0)).collect();
+        writeln!(out, "busy     {} of the offline time", shares.join(", "))?;
+    }
     writeln!(out, "tables   {}, {} on disk", r.tables, bytes(r.spool_bytes))?;
     if let Some(peak) = r.peak_rss_bytes {
         writeln!(out, "memory   {} at most", bytes(peak))?;

@@ -316,7 +316,7 @@ mod tests {
     /// The server's shares, by node.
     fn kept(correlation: &ServerCorrelation) -> [BTreeMap<usize, Vec<u64>>; 2] {
         let export = correlation.export();
-        [export.linear, export.products].map(|list| list.into_iter().map(|(node, x)| (node.0, x)).collect())
+        [&export.linear, &export.products].map(|list| list.iter().map(|(node, x)| (node.0, x.clone())).collect())
     }
 
     fn step(machine: &mut dyn Machine, incoming: Option<Message>, run: &mut Run) {
