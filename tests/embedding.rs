@@ -139,7 +139,7 @@ fn rotations_need_their_keys() {
     assert!(server.rotate(&x, &[(2, 3)]).is_err(), "a ciphertext that is not there");
     assert!(server.rotate(&x.select(&[0]).unwrap(), &[(0, 3)]).is_err(), "half a ciphertext");
     assert_eq!(server.rotate(&x, &[]).unwrap().shape().polys, 0);
-    let ring = engine.ring(n, 20, 6).unwrap();
+    let ring = engine.ring(n, 27, 6).unwrap();
     let other = Poly::from_signed(&engine, &ring, 5, &vec![0; 2 * n]).unwrap();
     assert!(server.rotate(&other, &[(0, 3)]).is_err(), "another ring");
 }
