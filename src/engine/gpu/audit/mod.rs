@@ -16,7 +16,7 @@ use wgpu::naga::{self, valid};
 
 use super::{
     ProductForm,
-    shaders::{Kernel, Transform, Variant, ntt_passes},
+    shaders::{GemmForm, Kernel, Transform, Variant, WORKGROUP, ntt_passes},
 };
 use crate::engine::{EngineError, Result};
 
@@ -123,7 +123,7 @@ struct Case {
 pub fn audit() -> Result<Vec<KernelAudit>> {
     let mut audits = Vec::new();
     for form in [ProductForm::U64, ProductForm::Split16] {
-        for case in cases() {
+        for case in cases(form) {
             audits.push(examine(&case, form)?);
         }
     }
@@ -133,7 +133,7 @@ pub fn audit() -> Result<Vec<KernelAudit>> {
 /// log2 of the words of 16 KiB, the workgroup memory that every adapter has.
 const LOG_BLOCK: u32 = 12;
 
-fn cases() -> Vec<Case> {
+fn cases(form: ProductForm) -> Vec<Case> {
     let mut cases = Vec::new();
     let transforms = [
         ("ntt_forward", Transform::Forward),
@@ -219,6 +219,27 @@ fn cases() -> Vec<Case> {
             5 * n,
         ),
     ]);
+    for (operation, gemm) in [("modular_gemm: wide", GemmForm::Wide), ("modular_gemm: bytes", GemmForm::Dot)] {
+        let (variant, outputs, words) = Variant::modular_gemm(gemm, form);
+        let mut case = one(
+            operation,
+            "96 inputs, a workgroup's share of outputs and coefficients",
+            variant,
+            &[("limbs", 5), ("inputs", 96), ("tiles", 1), ("weights_start", 0), ("weights_stride", 96)],
+            u64::from(WORKGROUP),
+            (outputs * words) as u64,
+        );
+        case.parameters.extend([("words", 5 * n as u32), ("outputs", outputs as u32), ("accumulate", 0)]);
+        cases.push(case);
+    }
+    cases.push(one(
+        "expand",
+        "128 values, 5 limbs",
+        Variant::plain(Kernel::Expand),
+        &[("limbs", 5), ("polys", 1), ("count", 128), ("wide", 0)],
+        n,
+        5 * n,
+    ));
     cases
 }
 
@@ -307,8 +328,25 @@ mod tests {
     #[test]
     fn every_case_is_counted_to_its_end() {
         for audit in audit().unwrap() {
-            assert_eq!(audit.remarks, Vec::<String>::new(), "{audit:?}");
+            // How often an invocation loads weights into workgroup memory depends on which one it is.
+            let remarks = usize::from(audit.operation.starts_with("modular_gemm"));
+            assert_eq!(audit.remarks.len(), remarks, "{audit:?}");
             assert!(audit.cost.operations() > 0 && audit.cost.storage_bytes() > 0, "{audit:?}");
+        }
+    }
+
+    /// Every term of every output is a product.
+    #[test]
+    fn the_product_with_small_integers() {
+        let all = audit().unwrap();
+        let find = |operation, form| all.iter().find(|a| (a.operation, a.form) == (operation, form)).unwrap();
+        let wide = find("modular_gemm: wide", "u64");
+        assert!(wide.cost.wide_multiplies * wide.invocations >= 96 * wide.coefficients, "{wide:?}");
+        for form in ["u64", "split16"] {
+            let bytes = find("modular_gemm: bytes", form);
+            // Four bytes of x times two of a weight, four terms at a time; and the bytes of x alone.
+            let outputs = bytes.coefficients / bytes.invocations;
+            assert_eq!(bytes.cost.packed_dots, 96 * (2 * outputs + 1), "{bytes:?}");
         }
     }
 
