@@ -164,9 +164,10 @@ impl<'a> Switch<'a> {
         let digits = self.cut(self.shape.digits(), self.digit_words().max(self.key_digit_words()))?;
         let together = self.shape.digits() <= most;
         let per_input = if together { self.shape.digits() } else { most } * self.digit_words();
-        let digits = if together { vec![0..self.shape.digits()] } else { digits };
+        let digits = if together { std::iter::once(0..self.shape.digits()).collect() } else { digits };
 
-        let inputs = rotations.iter().fold(usize::MAX..0, |all, r| all.start.min(r.input)..all.end.max(r.input + 1));
+        let inputs = rotations.iter().map(|r| r.input);
+        let inputs = inputs.clone().min().unwrap_or(0)..inputs.max().map_or(0, |last| last + 1);
         for chunk in self.cut(inputs.len(), per_input.max(self.input_words()))? {
             let chunk = inputs.start + chunk.start..inputs.start + chunk.end;
             let indices: Vec<usize> = (0..rotations.len()).filter(|&r| chunk.contains(&rotations[r].input)).collect();
