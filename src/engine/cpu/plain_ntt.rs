@@ -247,8 +247,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v: [L::Vector; ROWS] =
-                std::array::from_fn(|row| self.lanes.load(from.vector(&rows[row][column], row * part + column)));
+            let mut v = [self.lanes.splat(0); ROWS];
+            for row in 0..ROWS {
+                v[row] = self.lanes.load(from.vector(&rows[row][column], row * part + column));
+            }
             self.forward_stages(&mut v, &factors);
             for row in 0..ROWS {
                 self.lanes.store(&mut rows[row][column], v[row]);
@@ -262,10 +264,11 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let (blocks, _) = x.as_chunks_mut::<ROWS>();
         for (index, block) in blocks.iter_mut().enumerate() {
             let k = k + index;
-            let mut v: [L::Vector; ROWS] =
-                std::array::from_fn(|row| self.lanes.load(from.vector(&block[row], index * ROWS + row)));
+            let mut v = [self.lanes.splat(0); ROWS];
+            for row in 0..ROWS {
+                v[row] = self.lanes.load(from.vector(&block[row], index * ROWS + row));
+            }
             self.forward_stages(&mut v, &self.factors(&self.tables.forward, &self.tables.forward_shoup, k));
-            // Written out, since only then the compiler keeps the vectors in registers.
             let pairs = k * ROWS / 2;
             self.forward_lane_stage(&mut v, pairs, 1);
             self.forward_lane_stage(&mut v, pairs, 2);
@@ -293,17 +296,30 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         }
     }
 
-    /// Stages across vectors, factors as [`Self::factors`] has them.
+    /// Stages across vectors, factors as [`Self::factors`] has them. Stages are written out, here and elsewhere: only then the
+    /// compiler keeps the vectors in registers.
     #[inline(always)]
     fn forward_stages<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], factors: &[Factor<L>; ROWS]) {
-        let mut half = ROWS / 2;
-        while half > 0 {
-            for row in (0..ROWS).filter(|row| row & half == 0) {
-                let factor = factors[(ROWS + row) / (2 * half)];
-                let product = self.m.mul_lazy(v[row + half], factor);
-                (v[row], v[row + half]) = self.forward_butterfly(v[row], product);
+        self.forward_stage::<ROWS, 4>(v, factors);
+        self.forward_stage::<ROWS, 2>(v, factors);
+        self.forward_stage::<ROWS, 1>(v, factors);
+    }
+
+    /// The stage between vectors `HALF` apart, if there are as many.
+    #[inline(always)]
+    fn forward_stage<const ROWS: usize, const HALF: usize>(
+        self,
+        v: &mut [L::Vector; ROWS],
+        factors: &[Factor<L>; ROWS],
+    ) {
+        if HALF >= ROWS {
+            return;
+        }
+        for row in 0..ROWS {
+            if row & HALF == 0 {
+                let product = self.m.mul_lazy(v[row + HALF], factors[(ROWS + row) / (2 * HALF)]);
+                (v[row], v[row + HALF]) = self.forward_butterfly(v[row], product);
             }
-            half /= 2;
         }
     }
 
@@ -356,7 +372,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let mut parts = x.chunks_exact_mut(part);
         let rows: [&mut [L::Words]; ROWS] = std::array::from_fn(|_| parts.next().unwrap_or_default());
         for column in 0..part {
-            let mut v: [L::Vector; ROWS] = std::array::from_fn(|row| self.lanes.load(&rows[row][column]));
+            let mut v = [self.lanes.splat(0); ROWS];
+            for row in 0..ROWS {
+                v[row] = self.lanes.load(&rows[row][column]);
+            }
             self.inverse_stages(&mut v, &factors, k);
             for row in 0..ROWS {
                 self.lanes.store(&mut rows[row][column], v[row]);
@@ -370,8 +389,10 @@ impl<'a, L: Lanes> Vectors<'a, L> {
         let (blocks, _) = x.as_chunks_mut::<ROWS>();
         for (index, block) in blocks.iter_mut().enumerate() {
             let k = k + index;
-            let mut v: [L::Vector; ROWS] =
-                std::array::from_fn(|row| self.lanes.load(from.vector(&block[row], index * ROWS + row)));
+            let mut v = [self.lanes.splat(0); ROWS];
+            for row in 0..ROWS {
+                v[row] = self.lanes.load(from.vector(&block[row], index * ROWS + row));
+            }
             for pair in 0..ROWS / 2 {
                 (v[2 * pair], v[2 * pair + 1]) = self.lanes.deinterleave(v[2 * pair], v[2 * pair + 1]);
             }
@@ -405,20 +426,32 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     /// `1/N`, which the factor of its differences has, and reduces fully.
     #[inline(always)]
     fn inverse_stages<const ROWS: usize>(self, v: &mut [L::Vector; ROWS], factors: &[Factor<L>; ROWS], k: usize) {
-        let mut half = 1;
-        while half < ROWS {
-            for row in (0..ROWS).filter(|row| row & half == 0) {
-                let factor = factors[(ROWS + row) / (2 * half)];
-                let (sum, difference) = self.inverse_butterfly(v[row], v[row + half]);
-                (v[row], v[row + half]) = (sum, self.m.mul_lazy(difference, factor));
-            }
-            half *= 2;
-        }
+        self.inverse_stage::<ROWS, 1>(v, factors);
+        self.inverse_stage::<ROWS, 2>(v, factors);
+        self.inverse_stage::<ROWS, 4>(v, factors);
         if k == 1 {
             let n_inv = (self.lanes.splat(self.tables.n_inv), self.lanes.splat(self.tables.n_inv_shoup));
             for row in 0..ROWS {
                 let x = if row < ROWS / 2 { self.m.mul_lazy(v[row], n_inv) } else { v[row] };
                 v[row] = self.m.reduce_once(x, self.m.p);
+            }
+        }
+    }
+
+    /// The mirror of [`Self::forward_stage`].
+    #[inline(always)]
+    fn inverse_stage<const ROWS: usize, const HALF: usize>(
+        self,
+        v: &mut [L::Vector; ROWS],
+        factors: &[Factor<L>; ROWS],
+    ) {
+        if HALF >= ROWS {
+            return;
+        }
+        for row in 0..ROWS {
+            if row & HALF == 0 {
+                let (sum, difference) = self.inverse_butterfly(v[row], v[row + HALF]);
+                (v[row], v[row + HALF]) = (sum, self.m.mul_lazy(difference, factors[(ROWS + row) / (2 * HALF)]));
             }
         }
     }
@@ -437,11 +470,12 @@ impl<'a, L: Lanes> Vectors<'a, L> {
     /// Factors of block `k` and of its parts, at their names in the tree below `k`; index 0 is unused.
     #[inline(always)]
     fn factors<const ROWS: usize>(self, table: &[u32], shoup: &[u32], k: usize) -> [Factor<L>; ROWS] {
-        std::array::from_fn(|name| {
-            let name = name.max(1);
+        let mut factors = [(self.lanes.splat(0), self.lanes.splat(0)); ROWS];
+        for name in 1..ROWS {
             let at = name + ((k - 1) << name.ilog2());
-            (self.lanes.splat(table[at]), self.lanes.splat(shoup[at]))
-        })
+            factors[name] = (self.lanes.splat(table[at]), self.lanes.splat(shoup[at]));
+        }
+        factors
     }
 
     /// Factors of stage `log` of block `k` of two vectors, as interleaving has the lanes.
