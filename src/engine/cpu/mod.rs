@@ -1,4 +1,4 @@
-//! The CPU backend: rayon over limbs and polynomials, NTTs by a library or by our own plain form.
+//! The CPU backend: rayon over limbs and polynomials, kernels on the vectors of the machine.
 
 mod convert;
 mod gemm;
@@ -59,7 +59,7 @@ impl CpuBackend {
     /// Bytes of dropped buffers that are kept by default: 512 MiB.
     pub const DEFAULT_KEPT_BYTES: usize = 512 << 20;
 
-    /// The fastest NTT of this build on `threads` threads of its own, or on rayon's shared pool.
+    /// Our own NTT on `threads` threads of its own, or on rayon's shared pool.
     pub fn new(threads: Option<usize>) -> Self {
         Self::with_ntt(NttLibrary::default(), threads)
     }

@@ -12,11 +12,11 @@ use crate::{arith::Modulus, engine::RnsRing};
 /// Who computes the NTTs of a [`super::CpuBackend`]. All give the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NttLibrary {
-    /// Our own plain Rust.
+    /// Our own, on the vectors of the machine. As fast as the libraries, and it needs neither a copy nor a pass for `1/N`.
     Plain,
     /// `concrete-ntt`: AVX2 where present.
     Concrete,
-    /// `tfhe-ntt`: AVX-512 where present. The fastest.
+    /// `tfhe-ntt`: AVX-512 where present.
     #[cfg(feature = "tfhe-ntt")]
     Tfhe,
 }
@@ -42,12 +42,9 @@ impl NttLibrary {
 }
 
 impl Default for NttLibrary {
-    /// The fastest of this build.
+    /// Our own; the libraries are its oracles.
     fn default() -> Self {
-        #[cfg(feature = "tfhe-ntt")]
-        return Self::Tfhe;
-        #[cfg(not(feature = "tfhe-ntt"))]
-        Self::Concrete
+        Self::Plain
     }
 }
 

@@ -1,4 +1,4 @@
-//! The negacyclic NTT in plain Rust: the permissive implementation, the twin of the NTT shaders and the source of their
+//! The negacyclic NTT on vectors: the permissive implementation, the twin of the NTT shaders and the source of their
 //! tables.
 //!
 //! Forward: Cooley-Tukey with `psi` merged into the twiddles (Longa and Naehrig, CANS 2016). Inverse: Gentleman-Sande. The
