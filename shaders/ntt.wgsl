@@ -1,19 +1,25 @@
-// Negacyclic number-theoretic transform of batches of rows [row][N], row r modulo limb r % limbs. Coefficients in natural
-// order; the NTT domain holds f(psi^(2 brv(i) + 1)) at i. Cooley-Tukey forward, Gentleman-Sande inverse, psi merged into the
-// twiddles (Longa, Naehrig 2016), lazy butterflies with Shoup twiddles (Harvey 2014).
+// Negacyclic number-theoretic transform of batches of rows [row][N]. Coefficients in natural order; the NTT domain holds
+// f(psi^(2 brv(i) + 1)) at i. Cooley-Tukey forward, Gentleman-Sande inverse, psi merged into the twiddles (Longa, Naehrig
+// 2016), lazy butterflies with Shoup twiddles (Harvey 2014).
 //
 // Stage s halves blocks of N >> s coefficients; block b of stage s uses twiddle (1 << s) + b, a "node" of the binary tree of
 // twiddles, whose children 2 node and 2 node + 1 serve its halves. An invocation holds 16 values in registers and does up to
 // four stages on them at a time. Two kernels share the stages of a large transform:
 //   *_block   the last LOG_BLOCK stages, one workgroup a block, exchanging values through workgroup memory;
 //   *_stream  STREAM_BITS stages from stage STREAM_STAGE on, without workgroup memory.
-// Constants: LOG_N; LOG_BLOCK >= 4 (block); STREAM_STAGE, STREAM_BITS <= 4 (stream).
+// The last two stages of a block are on four quads of neighbours an invocation, quads of neighbouring invocations side by
+// side: the largest part of the twiddles, and the values, are read and written by whole cache lines.
+//
+// Constants: LOG_N; stream: STREAM_STAGE, STREAM_BITS <= 4; block: LOG_BLOCK >= 4, THREADS, QUAD_FIRST: which of the last two
+// stages is the first to do (2: none), and PASSES <= 3 passes before these: pass i is the stages Pi_FIRST up to Pi_LAST - 1
+// of the four from stage Pi_STAGE on.
 // Flags: BLOCK or STREAM; INVERSE; IN_PLACE: `result` is the input too; DIGITS (forward): the digits of a key switch, made
 // from the limbs of the input on the way in, of DIGIT_LIMBS limbs each; EXPAND (forward): weight polynomials, made from a
-// matrix of small integers on the way in, BLOCK_ROWS rows of it in each.
+// matrix of small integers on the way in, BLOCK_ROWS rows of it in each. They have SPAN coefficients at most: the first
+// stages, which only repeat these, are left out.
 //
-// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`; with DIGITS, `KeySwitch::decompose_row`; with EXPAND,
-// `CpuBackend::expand_matrix`.
+// CPU twins: `CpuBackend::{ntt_forward, ntt_inverse}`, `engine::cpu::plain_ntt`; with DIGITS, `KeySwitch::decompose_row`;
+// with EXPAND, `CpuBackend::expand_matrix`.
 
 struct Params {
     // Rows of N words in the result.
@@ -53,172 +59,15 @@ struct Params {
 #include "lib/rows.wgsl"
 
 @group(0) @binding(1) var<storage, read> limbs: array<Limb>;
-// [limb][N] of (twiddle, Shoup companion). Inverse: entry 0 is 1/N and entry 1 has 1/N multiplied in.
-@group(0) @binding(2) var<storage, read> twiddles: array<vec2<u32>>;
+// [limb][N] of (twiddle, Shoup companion), two a vector. Inverse: entry 0 is 1/N and entry 1 has 1/N multiplied in.
+@group(0) @binding(2) var<storage, read> twiddles: array<vec4<u32>>;
 
-alias Values = array<u32, 16>;
-
-#ifdef INVERSE
-
-// (a, b) to (a + b, (a - b) w), in and out in [0, 2p).
-fn gentleman_sande(v: ptr<function, Values>, i: u32, j: u32, w: vec2<u32>, p: u32) {
-    let a = (*v)[i];
-    let b = (*v)[j];
-    let sum = a + b;
-    (*v)[i] = min(sum, sum - 2u * p);
-    (*v)[j] = mul_shoup(a + 2u * p - b, w, p);
+fn twiddle(i: u32) -> vec2<u32> {
+    let pair = twiddles[i >> 1u];
+    return select(pair.xy, pair.zw, (i & 1u) != 0u);
 }
 
-// Stages `last - 1` down to `first` of the four below `node`, on values in [0, 2p).
-fn inverse_stages(v: ptr<function, Values>, table: u32, node: u32, first: u32, last: u32, p: u32) {
-    if (first <= 3u && 3u < last) {
-        let at = table + (node << 3u);
-        var w = twiddles[at];
-        gentleman_sande(v, 0u, 1u, w, p);
-        w = twiddles[at + 1u];
-        gentleman_sande(v, 2u, 3u, w, p);
-        w = twiddles[at + 2u];
-        gentleman_sande(v, 4u, 5u, w, p);
-        w = twiddles[at + 3u];
-        gentleman_sande(v, 6u, 7u, w, p);
-        w = twiddles[at + 4u];
-        gentleman_sande(v, 8u, 9u, w, p);
-        w = twiddles[at + 5u];
-        gentleman_sande(v, 10u, 11u, w, p);
-        w = twiddles[at + 6u];
-        gentleman_sande(v, 12u, 13u, w, p);
-        w = twiddles[at + 7u];
-        gentleman_sande(v, 14u, 15u, w, p);
-    }
-    if (first <= 2u && 2u < last) {
-        let at = table + (node << 2u);
-        var w = twiddles[at];
-        gentleman_sande(v, 0u, 2u, w, p);
-        gentleman_sande(v, 1u, 3u, w, p);
-        w = twiddles[at + 1u];
-        gentleman_sande(v, 4u, 6u, w, p);
-        gentleman_sande(v, 5u, 7u, w, p);
-        w = twiddles[at + 2u];
-        gentleman_sande(v, 8u, 10u, w, p);
-        gentleman_sande(v, 9u, 11u, w, p);
-        w = twiddles[at + 3u];
-        gentleman_sande(v, 12u, 14u, w, p);
-        gentleman_sande(v, 13u, 15u, w, p);
-    }
-    if (first <= 1u && 1u < last) {
-        let at = table + (node << 1u);
-        var w = twiddles[at];
-        gentleman_sande(v, 0u, 4u, w, p);
-        gentleman_sande(v, 1u, 5u, w, p);
-        gentleman_sande(v, 2u, 6u, w, p);
-        gentleman_sande(v, 3u, 7u, w, p);
-        w = twiddles[at + 1u];
-        gentleman_sande(v, 8u, 12u, w, p);
-        gentleman_sande(v, 9u, 13u, w, p);
-        gentleman_sande(v, 10u, 14u, w, p);
-        gentleman_sande(v, 11u, 15u, w, p);
-    }
-    if (first <= 0u && 0u < last) {
-        let at = table + node;
-        let w = twiddles[at];
-        gentleman_sande(v, 0u, 8u, w, p);
-        gentleman_sande(v, 1u, 9u, w, p);
-        gentleman_sande(v, 2u, 10u, w, p);
-        gentleman_sande(v, 3u, 11u, w, p);
-        gentleman_sande(v, 4u, 12u, w, p);
-        gentleman_sande(v, 5u, 13u, w, p);
-        gentleman_sande(v, 6u, 14u, w, p);
-        gentleman_sande(v, 7u, 15u, w, p);
-        if (node == 1u) {
-            // The very last stage: 1/N is in w, and in entry 0 for the sums.
-            let n_inv = twiddles[table];
-            (*v)[0] = mul_shoup((*v)[0], n_inv, p);
-            (*v)[1] = mul_shoup((*v)[1], n_inv, p);
-            (*v)[2] = mul_shoup((*v)[2], n_inv, p);
-            (*v)[3] = mul_shoup((*v)[3], n_inv, p);
-            (*v)[4] = mul_shoup((*v)[4], n_inv, p);
-            (*v)[5] = mul_shoup((*v)[5], n_inv, p);
-            (*v)[6] = mul_shoup((*v)[6], n_inv, p);
-            (*v)[7] = mul_shoup((*v)[7], n_inv, p);
-        }
-    }
-}
-
-#else
-
-// (a, b) to (a + b w, a - b w), in and out in [0, 4p).
-fn cooley_tukey(v: ptr<function, Values>, i: u32, j: u32, w: vec2<u32>, p: u32) {
-    let a = min((*v)[i], (*v)[i] - 2u * p);
-    let t = mul_shoup((*v)[j], w, p);
-    (*v)[i] = a + t;
-    (*v)[j] = a + 2u * p - t;
-}
-
-// Stages `first` up to `last - 1` of the four below `node`, on values in [0, 4p).
-fn forward_stages(v: ptr<function, Values>, table: u32, node: u32, first: u32, last: u32, p: u32) {
-    if (first <= 0u && 0u < last) {
-        let at = table + node;
-        let w = twiddles[at];
-        cooley_tukey(v, 0u, 8u, w, p);
-        cooley_tukey(v, 1u, 9u, w, p);
-        cooley_tukey(v, 2u, 10u, w, p);
-        cooley_tukey(v, 3u, 11u, w, p);
-        cooley_tukey(v, 4u, 12u, w, p);
-        cooley_tukey(v, 5u, 13u, w, p);
-        cooley_tukey(v, 6u, 14u, w, p);
-        cooley_tukey(v, 7u, 15u, w, p);
-    }
-    if (first <= 1u && 1u < last) {
-        let at = table + (node << 1u);
-        var w = twiddles[at];
-        cooley_tukey(v, 0u, 4u, w, p);
-        cooley_tukey(v, 1u, 5u, w, p);
-        cooley_tukey(v, 2u, 6u, w, p);
-        cooley_tukey(v, 3u, 7u, w, p);
-        w = twiddles[at + 1u];
-        cooley_tukey(v, 8u, 12u, w, p);
-        cooley_tukey(v, 9u, 13u, w, p);
-        cooley_tukey(v, 10u, 14u, w, p);
-        cooley_tukey(v, 11u, 15u, w, p);
-    }
-    if (first <= 2u && 2u < last) {
-        let at = table + (node << 2u);
-        var w = twiddles[at];
-        cooley_tukey(v, 0u, 2u, w, p);
-        cooley_tukey(v, 1u, 3u, w, p);
-        w = twiddles[at + 1u];
-        cooley_tukey(v, 4u, 6u, w, p);
-        cooley_tukey(v, 5u, 7u, w, p);
-        w = twiddles[at + 2u];
-        cooley_tukey(v, 8u, 10u, w, p);
-        cooley_tukey(v, 9u, 11u, w, p);
-        w = twiddles[at + 3u];
-        cooley_tukey(v, 12u, 14u, w, p);
-        cooley_tukey(v, 13u, 15u, w, p);
-    }
-    if (first <= 3u && 3u < last) {
-        let at = table + (node << 3u);
-        var w = twiddles[at];
-        cooley_tukey(v, 0u, 1u, w, p);
-        w = twiddles[at + 1u];
-        cooley_tukey(v, 2u, 3u, w, p);
-        w = twiddles[at + 2u];
-        cooley_tukey(v, 4u, 5u, w, p);
-        w = twiddles[at + 3u];
-        cooley_tukey(v, 6u, 7u, w, p);
-        w = twiddles[at + 4u];
-        cooley_tukey(v, 8u, 9u, w, p);
-        w = twiddles[at + 5u];
-        cooley_tukey(v, 10u, 11u, w, p);
-        w = twiddles[at + 6u];
-        cooley_tukey(v, 12u, 13u, w, p);
-        w = twiddles[at + 7u];
-        cooley_tukey(v, 14u, 15u, w, p);
-    }
-}
-
-#endif
-
+#include "lib/ntt_stages.wgsl"
 #include "lib/ntt_load.wgsl"
 
 #ifdef BLOCK
@@ -227,70 +76,8 @@ const BLOCK_WORDS: u32 = 1u << LOG_BLOCK;
 const LOG_THREADS: u32 = LOG_BLOCK - 4u;
 // Blocks a row.
 const LOG_BLOCKS: u32 = LOG_N - LOG_BLOCK;
-// Where the four stages of the last register pass begin. They overlap the pass before unless 4 divides LOG_BLOCK.
-const LAST_PASS: u32 = LOG_BLOCK - 4u;
-const LAST_PASS_FIRST: u32 = (4u - LOG_BLOCK % 4u) % 4u;
-const FULL_PASSES: u32 = LOG_BLOCK / 4u;
 
-var<workgroup> exchange: array<u32, BLOCK_WORDS>;
-
-// Spreads strides of 16 and 256 over 32 banks without padding: a permutation of each 32 words.
-fn swizzle(i: u32) -> u32 {
-    return i ^ ((i >> 5u) & 15u) ^ ((i >> 4u) & 16u);
-}
-
-// In the pass from stage s, invocation t holds the words first_word + (k << (LAST_PASS - s)), k < 16, of the block,
-// which belong to block t >> (LAST_PASS - s) of stage s.
-fn first_word(t: u32, s: u32) -> u32 {
-    let low = LAST_PASS - s;
-    return ((t >> low) << (low + 4u)) | (t & ((1u << low) - 1u));
-}
-
-fn pass_node(block: u32, t: u32, s: u32) -> u32 {
-    return (((1u << LOG_BLOCKS) + block) << s) + (t >> (LAST_PASS - s));
-}
-
-// Hands the values from the layout of one pass to that of another. Each invocation writes where it has last read, so one
-// barrier is enough.
-fn repartition(v: ptr<function, Values>, t: u32, from_stage: u32, to_stage: u32) {
-    let from_word = first_word(t, from_stage);
-    let from_low = LAST_PASS - from_stage;
-    exchange[swizzle(from_word + (0u << from_low))] = (*v)[0];
-    exchange[swizzle(from_word + (1u << from_low))] = (*v)[1];
-    exchange[swizzle(from_word + (2u << from_low))] = (*v)[2];
-    exchange[swizzle(from_word + (3u << from_low))] = (*v)[3];
-    exchange[swizzle(from_word + (4u << from_low))] = (*v)[4];
-    exchange[swizzle(from_word + (5u << from_low))] = (*v)[5];
-    exchange[swizzle(from_word + (6u << from_low))] = (*v)[6];
-    exchange[swizzle(from_word + (7u << from_low))] = (*v)[7];
-    exchange[swizzle(from_word + (8u << from_low))] = (*v)[8];
-    exchange[swizzle(from_word + (9u << from_low))] = (*v)[9];
-    exchange[swizzle(from_word + (10u << from_low))] = (*v)[10];
-    exchange[swizzle(from_word + (11u << from_low))] = (*v)[11];
-    exchange[swizzle(from_word + (12u << from_low))] = (*v)[12];
-    exchange[swizzle(from_word + (13u << from_low))] = (*v)[13];
-    exchange[swizzle(from_word + (14u << from_low))] = (*v)[14];
-    exchange[swizzle(from_word + (15u << from_low))] = (*v)[15];
-    workgroupBarrier();
-    let to_word = first_word(t, to_stage);
-    let to_low = LAST_PASS - to_stage;
-    (*v)[0] = exchange[swizzle(to_word + (0u << to_low))];
-    (*v)[1] = exchange[swizzle(to_word + (1u << to_low))];
-    (*v)[2] = exchange[swizzle(to_word + (2u << to_low))];
-    (*v)[3] = exchange[swizzle(to_word + (3u << to_low))];
-    (*v)[4] = exchange[swizzle(to_word + (4u << to_low))];
-    (*v)[5] = exchange[swizzle(to_word + (5u << to_low))];
-    (*v)[6] = exchange[swizzle(to_word + (6u << to_low))];
-    (*v)[7] = exchange[swizzle(to_word + (7u << to_low))];
-    (*v)[8] = exchange[swizzle(to_word + (8u << to_low))];
-    (*v)[9] = exchange[swizzle(to_word + (9u << to_low))];
-    (*v)[10] = exchange[swizzle(to_word + (10u << to_low))];
-    (*v)[11] = exchange[swizzle(to_word + (11u << to_low))];
-    (*v)[12] = exchange[swizzle(to_word + (12u << to_low))];
-    (*v)[13] = exchange[swizzle(to_word + (13u << to_low))];
-    (*v)[14] = exchange[swizzle(to_word + (14u << to_low))];
-    (*v)[15] = exchange[swizzle(to_word + (15u << to_low))];
-}
+#include "lib/ntt_exchange.wgsl"
 
 #ifdef INVERSE
 
@@ -317,6 +104,41 @@ fn store(i: u32, value: u32) {
 }
 #endif
 
+// The last two stages, on quads from `first_quad` of the row on.
+fn inverse_quads(v: ptr<function, Values>, table: u32, first_quad: u32, p: u32) {
+    var q: u32;
+    var w: vec2<u32>;
+    var pair: vec4<u32>;
+    q = first_quad + 0u * THREADS;
+    pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+    gentleman_sande(v, 0u, 1u, pair.xy, p);
+    gentleman_sande(v, 2u, 3u, pair.zw, p);
+    w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+    gentleman_sande(v, 0u, 2u, w, p);
+    gentleman_sande(v, 1u, 3u, w, p);
+    q = first_quad + 1u * THREADS;
+    pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+    gentleman_sande(v, 4u, 5u, pair.xy, p);
+    gentleman_sande(v, 6u, 7u, pair.zw, p);
+    w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+    gentleman_sande(v, 4u, 6u, w, p);
+    gentleman_sande(v, 5u, 7u, w, p);
+    q = first_quad + 2u * THREADS;
+    pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+    gentleman_sande(v, 8u, 9u, pair.xy, p);
+    gentleman_sande(v, 10u, 11u, pair.zw, p);
+    w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+    gentleman_sande(v, 8u, 10u, w, p);
+    gentleman_sande(v, 9u, 11u, w, p);
+    q = first_quad + 3u * THREADS;
+    pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+    gentleman_sande(v, 12u, 13u, pair.xy, p);
+    gentleman_sande(v, 14u, 15u, pair.zw, p);
+    w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+    gentleman_sande(v, 12u, 14u, w, p);
+    gentleman_sande(v, 13u, 15u, w, p);
+}
+
 @compute @workgroup_size(THREADS)
 fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let index = workgroup_index(workgroup);
@@ -330,11 +152,11 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     let offset = index << LOG_BLOCK;
 
     var v: Values;
-    let quad = (offset >> 2u) + 4u * t;
-    let x0 = load_quad(quad + 0u);
-    let x1 = load_quad(quad + 1u);
-    let x2 = load_quad(quad + 2u);
-    let x3 = load_quad(quad + 3u);
+    let quad = (offset >> 2u) + t;
+    let x0 = load_quad(quad + 0u * THREADS);
+    let x1 = load_quad(quad + 1u * THREADS);
+    let x2 = load_quad(quad + 2u * THREADS);
+    let x3 = load_quad(quad + 3u * THREADS);
     v[0] = x0.x;
     v[1] = x0.y;
     v[2] = x0.z;
@@ -351,14 +173,23 @@ fn inverse_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     v[13] = x3.y;
     v[14] = x3.z;
     v[15] = x3.w;
-    inverse_stages(&v, table, pass_node(block, t, LAST_PASS), LAST_PASS_FIRST, 4u, p);
-    var at_stage = LAST_PASS;
-    for (var pass_end = LOG_BLOCK - (4u - LAST_PASS_FIRST); pass_end >= 4u; pass_end -= 4u) {
-        let stage = pass_end - 4u;
-        repartition(&v, t, at_stage, stage);
-        inverse_stages(&v, table, pass_node(block, t, stage), 0u, 4u, p);
-        at_stage = stage;
+    inverse_quads(&v, table, (block << (LOG_BLOCK - 2u)) + t, p);
+    put_quads(&v, t);
+    workgroupBarrier();
+    if (PASSES > 2u) {
+        take(&v, t, P2_STAGE);
+        inverse_stages(&v, table, pass_node(block, t, P2_STAGE), P2_FIRST, P2_LAST, p);
+        put(&v, t, P2_STAGE);
+        workgroupBarrier();
     }
+    if (PASSES > 1u) {
+        take(&v, t, P1_STAGE);
+        inverse_stages(&v, table, pass_node(block, t, P1_STAGE), P1_FIRST, P1_LAST, p);
+        put(&v, t, P1_STAGE);
+        workgroupBarrier();
+    }
+    take(&v, t, 0u);
+    inverse_stages(&v, table, pass_node(block, t, 0u), P0_FIRST, P0_LAST, p);
     // Canonical when the transform ends here, which does no harm when it goes on.
     store(offset + t + (0u << LOG_THREADS), reduce_2p(v[0], p));
     store(offset + t + (1u << LOG_THREADS), reduce_2p(v[1], p));
@@ -393,6 +224,57 @@ fn load(source: u32, word: u32, m: Limb) -> u32 {
 }
 #endif
 
+// The last two stages, on quads from `first_quad` of the row on.
+fn forward_quads(v: ptr<function, Values>, table: u32, first_quad: u32, p: u32) {
+    var q: u32;
+    var w: vec2<u32>;
+    var pair: vec4<u32>;
+    q = first_quad + 0u * THREADS;
+    if (QUAD_FIRST == 0u) {
+        w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+        cooley_tukey(v, 0u, 2u, w, p);
+        cooley_tukey(v, 1u, 3u, w, p);
+    }
+    if (QUAD_FIRST <= 1u) {
+        pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+        cooley_tukey(v, 0u, 1u, pair.xy, p);
+        cooley_tukey(v, 2u, 3u, pair.zw, p);
+    }
+    q = first_quad + 1u * THREADS;
+    if (QUAD_FIRST == 0u) {
+        w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+        cooley_tukey(v, 4u, 6u, w, p);
+        cooley_tukey(v, 5u, 7u, w, p);
+    }
+    if (QUAD_FIRST <= 1u) {
+        pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+        cooley_tukey(v, 4u, 5u, pair.xy, p);
+        cooley_tukey(v, 6u, 7u, pair.zw, p);
+    }
+    q = first_quad + 2u * THREADS;
+    if (QUAD_FIRST == 0u) {
+        w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+        cooley_tukey(v, 8u, 10u, w, p);
+        cooley_tukey(v, 9u, 11u, w, p);
+    }
+    if (QUAD_FIRST <= 1u) {
+        pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+        cooley_tukey(v, 8u, 9u, pair.xy, p);
+        cooley_tukey(v, 10u, 11u, pair.zw, p);
+    }
+    q = first_quad + 3u * THREADS;
+    if (QUAD_FIRST == 0u) {
+        w = twiddle(table + (1u << (LOG_N - 2u)) + q);
+        cooley_tukey(v, 12u, 14u, w, p);
+        cooley_tukey(v, 13u, 15u, w, p);
+    }
+    if (QUAD_FIRST <= 1u) {
+        pair = twiddles[((table + (1u << (LOG_N - 1u))) >> 1u) + q];
+        cooley_tukey(v, 12u, 13u, pair.xy, p);
+        cooley_tukey(v, 14u, 15u, pair.zw, p);
+    }
+}
+
 @compute @workgroup_size(THREADS)
 fn forward_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) t: u32) {
     let index = workgroup_index(workgroup);
@@ -409,37 +291,70 @@ fn forward_block(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
 
     var v: Values;
     let source = source_of(row);
-    let word = (block << LOG_BLOCK) + t;
-    v[0] = load(source, word + (0u << LOG_THREADS), m);
-    v[1] = load(source, word + (1u << LOG_THREADS), m);
-    v[2] = load(source, word + (2u << LOG_THREADS), m);
-    v[3] = load(source, word + (3u << LOG_THREADS), m);
-    v[4] = load(source, word + (4u << LOG_THREADS), m);
-    v[5] = load(source, word + (5u << LOG_THREADS), m);
-    v[6] = load(source, word + (6u << LOG_THREADS), m);
-    v[7] = load(source, word + (7u << LOG_THREADS), m);
-    v[8] = load(source, word + (8u << LOG_THREADS), m);
-    v[9] = load(source, word + (9u << LOG_THREADS), m);
-    v[10] = load(source, word + (10u << LOG_THREADS), m);
-    v[11] = load(source, word + (11u << LOG_THREADS), m);
-    v[12] = load(source, word + (12u << LOG_THREADS), m);
-    v[13] = load(source, word + (13u << LOG_THREADS), m);
-    v[14] = load(source, word + (14u << LOG_THREADS), m);
-    v[15] = load(source, word + (15u << LOG_THREADS), m);
-    forward_stages(&v, table, pass_node(block, t, 0u), 0u, 4u, p);
-    for (var pass_index = 1u; pass_index < FULL_PASSES; pass_index++) {
-        repartition(&v, t, 4u * pass_index - 4u, 4u * pass_index);
-        forward_stages(&v, table, pass_node(block, t, 4u * pass_index), 0u, 4u, p);
+    let word = block << LOG_BLOCK;
+    if (PASSES == 0u) {
+        v[0] = load(source, word + 4u * (t + 0u * THREADS) + 0u, m);
+        v[1] = load(source, word + 4u * (t + 0u * THREADS) + 1u, m);
+        v[2] = load(source, word + 4u * (t + 0u * THREADS) + 2u, m);
+        v[3] = load(source, word + 4u * (t + 0u * THREADS) + 3u, m);
+        v[4] = load(source, word + 4u * (t + 1u * THREADS) + 0u, m);
+        v[5] = load(source, word + 4u * (t + 1u * THREADS) + 1u, m);
+        v[6] = load(source, word + 4u * (t + 1u * THREADS) + 2u, m);
+        v[7] = load(source, word + 4u * (t + 1u * THREADS) + 3u, m);
+        v[8] = load(source, word + 4u * (t + 2u * THREADS) + 0u, m);
+        v[9] = load(source, word + 4u * (t + 2u * THREADS) + 1u, m);
+        v[10] = load(source, word + 4u * (t + 2u * THREADS) + 2u, m);
+        v[11] = load(source, word + 4u * (t + 2u * THREADS) + 3u, m);
+        v[12] = load(source, word + 4u * (t + 3u * THREADS) + 0u, m);
+        v[13] = load(source, word + 4u * (t + 3u * THREADS) + 1u, m);
+        v[14] = load(source, word + 4u * (t + 3u * THREADS) + 2u, m);
+        v[15] = load(source, word + 4u * (t + 3u * THREADS) + 3u, m);
+    } else {
+        let from_word = word + first_word(t, P0_STAGE);
+        let low = LOG_THREADS - P0_STAGE;
+        v[0] = load(source, from_word + (0u << low), m);
+        v[1] = load(source, from_word + (1u << low), m);
+        v[2] = load(source, from_word + (2u << low), m);
+        v[3] = load(source, from_word + (3u << low), m);
+        v[4] = load(source, from_word + (4u << low), m);
+        v[5] = load(source, from_word + (5u << low), m);
+        v[6] = load(source, from_word + (6u << low), m);
+        v[7] = load(source, from_word + (7u << low), m);
+        v[8] = load(source, from_word + (8u << low), m);
+        v[9] = load(source, from_word + (9u << low), m);
+        v[10] = load(source, from_word + (10u << low), m);
+        v[11] = load(source, from_word + (11u << low), m);
+        v[12] = load(source, from_word + (12u << low), m);
+        v[13] = load(source, from_word + (13u << low), m);
+        v[14] = load(source, from_word + (14u << low), m);
+        v[15] = load(source, from_word + (15u << low), m);
+        forward_stages(&v, table, pass_node(block, t, P0_STAGE), P0_FIRST, P0_LAST, p);
+        put(&v, t, P0_STAGE);
+        workgroupBarrier();
+        if (PASSES > 1u) {
+            take(&v, t, P1_STAGE);
+            forward_stages(&v, table, pass_node(block, t, P1_STAGE), P1_FIRST, P1_LAST, p);
+            put(&v, t, P1_STAGE);
+            workgroupBarrier();
+        }
+        if (PASSES > 2u) {
+            take(&v, t, P2_STAGE);
+            forward_stages(&v, table, pass_node(block, t, P2_STAGE), P2_FIRST, P2_LAST, p);
+            put(&v, t, P2_STAGE);
+            workgroupBarrier();
+        }
+        take_quads(&v, t);
     }
-    if (LAST_PASS_FIRST != 0u) {
-        repartition(&v, t, 4u * FULL_PASSES - 4u, LAST_PASS);
-        forward_stages(&v, table, pass_node(block, t, LAST_PASS), LAST_PASS_FIRST, 4u, p);
-    }
-    let quad = (offset >> 2u) + 4u * t;
-    result[quad + 0u] = vec4<u32>(reduce_4p(v[0], p), reduce_4p(v[1], p), reduce_4p(v[2], p), reduce_4p(v[3], p));
-    result[quad + 1u] = vec4<u32>(reduce_4p(v[4], p), reduce_4p(v[5], p), reduce_4p(v[6], p), reduce_4p(v[7], p));
-    result[quad + 2u] = vec4<u32>(reduce_4p(v[8], p), reduce_4p(v[9], p), reduce_4p(v[10], p), reduce_4p(v[11], p));
-    result[quad + 3u] = vec4<u32>(reduce_4p(v[12], p), reduce_4p(v[13], p), reduce_4p(v[14], p), reduce_4p(v[15], p));
+    forward_quads(&v, table, (block << (LOG_BLOCK - 2u)) + t, p);
+    let quad = (offset >> 2u) + t;
+    result[quad + 0u * THREADS] =
+        vec4<u32>(reduce_4p(v[0], p), reduce_4p(v[1], p), reduce_4p(v[2], p), reduce_4p(v[3], p));
+    result[quad + 1u * THREADS] =
+        vec4<u32>(reduce_4p(v[4], p), reduce_4p(v[5], p), reduce_4p(v[6], p), reduce_4p(v[7], p));
+    result[quad + 2u * THREADS] =
+        vec4<u32>(reduce_4p(v[8], p), reduce_4p(v[9], p), reduce_4p(v[10], p), reduce_4p(v[11], p));
+    result[quad + 3u * THREADS] =
+        vec4<u32>(reduce_4p(v[12], p), reduce_4p(v[13], p), reduce_4p(v[14], p), reduce_4p(v[15], p));
 }
 
 #endif

@@ -4,6 +4,8 @@
 
 #[path = "gpu/device.rs"]
 mod device;
+#[path = "gpu/dispatches.rs"]
+mod dispatches;
 #[path = "laws/oracle.rs"]
 mod oracle;
 #[path = "laws/suite/mod.rs"]
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use heliostat::{
     arith::primes::ntt_primes,
     engine::{
-        Backend, DualBackend, EngineError, KeySwitchShape, MatmulShape, RnsRing, Shape,
+        Backend, DualBackend, EngineError, ExpandShape, KeySwitchShape, MatmulShape, RnsRing, Rotation, Shape,
         cpu::CpuBackend,
         gpu::{GemmForm, GpuBackend, GpuOptions, ProductForm, adapters},
     },
@@ -167,21 +169,6 @@ fn transforms_of_every_dimension_agree_with_the_cpu() {
 }
 
 #[test]
-fn launches_do_not_grow_with_the_batch() {
-    let backend = open(&GpuOptions { workgroup_memory: Some(1024), ..GpuOptions::default() });
-    let ring = ring(512, 30, 4);
-    let key = backend.upload(&Random(1).batch(&ring, Shape { polys: 6, limbs: 4 })).unwrap();
-    let launches = |polys| {
-        let x = backend.upload(&Random(2).batch(&ring, Shape { polys, limbs: 3 })).unwrap();
-        let before = backend.dispatches();
-        backend.key_switch(&ring, &x, KeySwitchShape::full(&ring, polys), &key).unwrap();
-        backend.dispatches() - before
-    };
-    // Two launches a transform here, as for N = 65536 in full-size workgroups.
-    assert_eq!((launches(1), launches(9)), (6, 6));
-}
-
-#[test]
 fn one_backend_serves_many_threads() {
     let backend = open(&GpuOptions::default());
     let ring = ring(256, 30, 2);
@@ -215,6 +202,33 @@ fn more_rings_than_the_cache_keeps() {
             assert_eq!(backend.download(&back).unwrap(), [3; 32]);
         }
     }
+}
+
+/// As many limbs as there may be in a digit, and N = 65536, for the operations that have more than one kernel.
+#[test]
+fn many_limbs_and_large_rings_agree_with_the_cpu() {
+    let backend = DualBackend::new(open(&GpuOptions::default()), CpuBackend::new(None));
+    let wide = ring(64, 30, 32);
+    let x = backend.upload(&Random(6).batch(&wide, Shape { polys: 2, limbs: 32 })).unwrap();
+    let there = backend.ntt_forward(&wide, &x, Shape { polys: 2, limbs: 32 }).unwrap();
+    backend.ntt_inverse(&wide, &there, Shape { polys: 2, limbs: 32 }).unwrap();
+    backend.base_convert(&wide, &x, 2, 0..32, 0..32).unwrap();
+    backend.mod_switch(&wide, &x, Shape { polys: 2, limbs: 32 }, 2).unwrap();
+    let data = backend.upload(&Random(7).batch(&wide, Shape { polys: 2, limbs: 20 })).unwrap();
+    let key = backend.upload(&Random(8).batch(&wide, Shape { polys: 4, limbs: 32 })).unwrap();
+    let shape = KeySwitchShape { polys: 2, limbs: 20, special: 12, digit_limbs: 12 };
+    backend.key_switch(&wide, &data, shape, &key).unwrap();
+
+    let large = ring(65536, 30, 2);
+    let weights = backend.upload(&[0x7fff_8000; 1000]).unwrap();
+    for (block, columns) in [(8, 16), (128, 512), (8, 8192 / 8), (1, 3)] {
+        let tile = ExpandShape { inner: 40, cols: 50, block, columns, limbs: 2, outputs: 0..1, inputs: 0..1 };
+        backend.expand_matrix(&large, &weights, &tile).unwrap();
+    }
+    let x = backend.upload(&Random(9).batch(&large, Shape { polys: 2, limbs: 1 })).unwrap();
+    let key = backend.upload(&Random(10).uniform(&large, Shape { polys: 2, limbs: 2 })).unwrap();
+    let rotation = Rotation { input: 0, element: 3, key: 0 };
+    backend.rotate(&large, &x, KeySwitchShape::full(&large, 1), &key, &[rotation]).unwrap();
 }
 
 #[test]

@@ -82,8 +82,10 @@ fn source_of(row: u32) -> Source {
 }
 
 fn load(source: Source, word: u32, m: Limb) -> u32 {
-    let column = word / BLOCK_ROWS;
-    let row = source.row + word % BLOCK_ROWS;
+    // After stages that only repeat the first SPAN coefficients.
+    let exponent = word & (SPAN - 1u);
+    let column = exponent / BLOCK_ROWS;
+    let row = source.row + exponent % BLOCK_ROWS;
     if (column >= params.columns || row >= params.inner || source.col + column >= params.cols) {
         return 0u;
     }

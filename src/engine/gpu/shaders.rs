@@ -38,7 +38,9 @@ pub(super) const SOURCES: &[(&str, &str)] = &[
     ("lib/galois.wgsl", include_str!("../../../shaders/lib/galois.wgsl")),
     ("lib/grid.wgsl", include_str!("../../../shaders/lib/grid.wgsl")),
     ("lib/modular.wgsl", include_str!("../../../shaders/lib/modular.wgsl")),
+    ("lib/ntt_exchange.wgsl", include_str!("../../../shaders/lib/ntt_exchange.wgsl")),
     ("lib/ntt_load.wgsl", include_str!("../../../shaders/lib/ntt_load.wgsl")),
+    ("lib/ntt_stages.wgsl", include_str!("../../../shaders/lib/ntt_stages.wgsl")),
     ("lib/params.wgsl", include_str!("../../../shaders/lib/params.wgsl")),
     ("lib/product.wgsl", include_str!("../../../shaders/lib/product.wgsl")),
     ("lib/rows.wgsl", include_str!("../../../shaders/lib/rows.wgsl")),
@@ -312,8 +314,13 @@ pub(super) enum Transform {
     Forward,
     /// Forward, with the digits of a key switch made on the way in, of so many limbs each.
     ForwardDigits(usize),
-    /// Forward, of weight polynomials made on the way in, with so many rows of the matrix in each.
-    ForwardExpand(usize),
+    /// Forward, of weight polynomials made on the way in.
+    ForwardExpand {
+        /// Rows of the matrix in each.
+        block: usize,
+        /// A power of two that their coefficients are below.
+        span: usize,
+    },
     Inverse,
 }
 
@@ -324,8 +331,14 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
     let log_block = log_block.min(log_n);
     // N = 8 is too small for a block of 16 words.
     let streamed = if log_n < 4 { log_n } else { log_n - log_block };
+    // Stages that would only repeat coefficients. At N = 8 one is left, for a launch there must be.
+    let skipped = match transform {
+        Transform::ForwardExpand { span, .. } if log_n < 4 => (log_n - span.trailing_zeros()).min(log_n - 1),
+        Transform::ForwardExpand { span, .. } => log_n - span.trailing_zeros(),
+        _ => 0,
+    };
     let mut passes = Vec::new();
-    let mut stage = 0;
+    let mut stage = skipped;
     while stage < streamed {
         let bits = (streamed - stage).min(4);
         passes.push(NttPass {
@@ -340,11 +353,13 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
         stage += bits;
     }
     if log_n >= 4 {
+        let mut constants = vec![("LOG_N", log_n), ("LOG_BLOCK", log_block), ("THREADS", 1 << (log_block - 4))];
+        constants.extend(block_stages(log_block, skipped.saturating_sub(streamed)));
         passes.push(NttPass {
             variant: Variant {
                 kernel: if inverse { Kernel::InverseBlock } else { Kernel::ForwardBlock },
                 flags: vec!["BLOCK"],
-                constants: vec![("LOG_N", log_n), ("LOG_BLOCK", log_block), ("THREADS", 1 << (log_block - 4))],
+                constants,
             },
             per_row: 1 << streamed,
             block: true,
@@ -359,18 +374,45 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
         }
         if i > 0 {
             pass.variant.flags.push("IN_PLACE");
-        } else if let Transform::ForwardExpand(rows) = transform {
-            pass.variant.flags.push("EXPAND");
-            pass.variant.constants.push(("BLOCK_ROWS", rows as u32));
-        } else if let Transform::ForwardDigits(limbs) = transform {
-            pass.variant.flags.push("DIGITS");
-            pass.variant.constants.push(("DIGIT_LIMBS", limbs as u32));
-            if limbs > 1 {
-                pass.variant.flags.push("CONVERT");
+            continue;
+        }
+        match transform {
+            Transform::ForwardExpand { block, span } => {
+                pass.variant.flags.push("EXPAND");
+                pass.variant.constants.extend([("BLOCK_ROWS", block as u32), ("SPAN", span as u32)]);
             }
+            Transform::ForwardDigits(limbs) => {
+                pass.variant.flags.push("DIGITS");
+                pass.variant.constants.push(("DIGIT_LIMBS", limbs as u32));
+                if limbs > 1 {
+                    pass.variant.flags.push("CONVERT");
+                }
+            }
+            Transform::Forward | Transform::Inverse => {}
         }
     }
     passes
+}
+
+/// The passes of a block of `1 << log_block` words without its first `skipped` stages: constants of `ntt.wgsl`.
+fn block_stages(log_block: u32, skipped: u32) -> Vec<(&'static str, u32)> {
+    // The last two stages are done on quads; up to four in each pass before.
+    let quads = log_block - 2;
+    let names =
+        [["P0_STAGE", "P0_FIRST", "P0_LAST"], ["P1_STAGE", "P1_FIRST", "P1_LAST"], ["P2_STAGE", "P2_FIRST", "P2_LAST"]];
+    let mut passes = Vec::new();
+    let mut at = skipped;
+    while at < quads {
+        let end = quads.min((at / 4 + 1) * 4);
+        // No four stages begin later than this.
+        let stage = at.min(log_block - 4);
+        passes.push([stage, at - stage, end - stage]);
+        at = end;
+    }
+    let mut constants = vec![("PASSES", passes.len() as u32), ("QUAD_FIRST", skipped.saturating_sub(quads))];
+    passes.resize(names.len(), [0; 3]);
+    constants.extend(names.iter().flatten().copied().zip(passes.into_iter().flatten()));
+    constants
 }
 
 #[cfg(test)]
@@ -400,7 +442,8 @@ mod tests {
         }
         for log_n in 3..=16 {
             for log_block in [4, 9, 12, 13] {
-                let plain = [Transform::Forward, Transform::Inverse, Transform::ForwardExpand(5)];
+                let expand = Transform::ForwardExpand { block: 5, span: 8 << (log_n - 3) / 2 };
+                let plain = [Transform::Forward, Transform::Inverse, expand];
                 for transform in plain.into_iter().chain([1, 2, 32].map(Transform::ForwardDigits)) {
                     for (i, pass) in ntt_passes(transform, log_n, log_block).into_iter().enumerate() {
                         let mut in_place = pass.variant.clone();
@@ -484,10 +527,13 @@ mod tests {
             for log_block in 4..=13 {
                 let passes = ntt_passes(Transform::Forward, log_n, log_block);
                 let constant = |v: &Variant, name| v.constants.iter().find(|c| c.0 == name).map_or(0, |c| c.1);
-                let stages: u32 = passes
-                    .iter()
-                    .map(|p| constant(&p.variant, "STREAM_BITS") + constant(&p.variant, "LOG_BLOCK"))
-                    .sum();
+                let block = |v: &Variant| {
+                    let pass = |first, last| constant(v, last) - constant(v, first);
+                    let before =
+                        pass("P0_FIRST", "P0_LAST") + pass("P1_FIRST", "P1_LAST") + pass("P2_FIRST", "P2_LAST");
+                    if v.has("BLOCK") { before + 2 } else { 0 }
+                };
+                let stages: u32 = passes.iter().map(|p| constant(&p.variant, "STREAM_BITS") + block(&p.variant)).sum();
                 assert_eq!(stages, log_n);
                 assert!(log_block < 12 || passes.len() <= 2);
             }

@@ -118,7 +118,8 @@ pub(in crate::engine::gpu) fn expand_matrix(
         ];
         let input = Input { slices: vec![seen], params };
         let result = part(out.buffer(), &range, poly);
-        let transform = Transform::ForwardExpand(shape.block);
+        let span = (shape.block * shape.columns).next_power_of_two();
+        let transform = Transform::ForwardExpand { block: shape.block, span };
         let launches = launches(context, tables, transform, input, result, Rows::prefix(shape.limbs));
         context.run(operation, &launches)?;
     }
