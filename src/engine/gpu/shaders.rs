@@ -377,9 +377,9 @@ pub(super) fn ntt_passes(transform: Transform, log_n: u32, log_block: u32) -> Ve
             continue;
         }
         match transform {
-            Transform::ForwardExpand { block, span } => {
+            Transform::ForwardExpand { block, .. } => {
                 pass.variant.flags.push("EXPAND");
-                pass.variant.constants.extend([("BLOCK_ROWS", block as u32), ("SPAN", span as u32)]);
+                pass.variant.constants.extend([("BLOCK_ROWS", block as u32), ("SPAN", 1 << (log_n - skipped))]);
             }
             Transform::ForwardDigits(limbs) => {
                 pass.variant.flags.push("DIGITS");

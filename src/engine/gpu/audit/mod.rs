@@ -360,12 +360,12 @@ mod tests {
         // 12 stages of 8 butterflies: a product by Shoup has two low products and a high one. One more for the index.
         assert_eq!((fast.cost.multiplies, fast.cost.wide_multiplies), (2 * 96 + 1, 96));
         assert_eq!((split.cost.multiplies, split.cost.wide_multiplies), (6 * 96 + 1, 0));
-        assert_eq!((fast.cost.workgroup_reads, fast.cost.workgroup_writes, fast.cost.barriers), (32, 32, 2));
+        assert_eq!((fast.cost.workgroup_reads, fast.cost.workgroup_writes, fast.cost.barriers), (48, 48, 3));
         assert_eq!((fast.cost.read["x"], fast.cost.written["result"]), (16, 16));
-        assert_eq!((fast.cost.operations(), split.cost.operations()), (1583, 2729));
+        assert_eq!((fast.cost.operations(), split.cost.operations()), (1732, 2930));
         assert_eq!(
             (fast.operations_per_coefficient(), fast.bytes_per_coefficient()),
-            (1583.0 / 16.0, 4.0 * 130.0 / 16.0)
+            (1732.0 / 16.0, 4.0 * 144.0 / 16.0)
         );
     }
 }
