@@ -135,7 +135,7 @@ fn composed_on_a_thread(groups: &[Group]) -> Vec<Bar> {
         let name = format!("{name}, N = {BAR_DIMENSION}, 1 thread, scaled");
         let measure = |group: &Group| {
             let (ours, clock) = (engine(group, 1)?, find(group, "library", CLOCK, 1)?);
-            // Within rounds: how many clock transforms one operation takes.
+            // How many clock transforms one operation takes, by undisturbed samples.
             let clocks = clock.samples.speed_against(&ours.samples);
             let scaled = clocks * CLOCK_US * 1e3 / ns_per_unit;
             let remark = format!(
