@@ -126,10 +126,11 @@ pub fn measure(device: &Device, quick: bool) -> Result<Ceilings> {
         ..Ceilings::default()
     };
     let effort = Effort {
-        sample: Duration::from_millis(if quick { 4 } else { 20 }),
-        runs: if quick { 5 } else { 9 },
-        least_runs: 3,
-        budget: Duration::from_millis(if quick { 100 } else { 1000 }),
+        // Many short samples: one undisturbed one is enough.
+        sample: Duration::from_millis(2),
+        runs: if quick { 50 } else { 300 },
+        least_runs: 5,
+        budget: Duration::from_millis(if quick { 200 } else { 1200 }),
     };
     match device.as_gpu() {
         Some(gpu) => of_gpu(&gpu.ceilings(quick)?, &mut found),

@@ -96,14 +96,18 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
     if !audit.is_empty() {
         println!("{}", table::audit(&audit));
     }
-    // The clock of the bars counts too: a wrong transform would make a wrong scale.
-    let right = groups.iter().flatten().all(|f| f.row.verified) && !results.is_empty();
+    let right = all_right(&groups);
     let report =
         Report { version: env!("CARGO_PKG_VERSION").into(), commit: commit(), machine, ceilings, results, bars, audit };
     if let Some(folder) = folder {
         write(&folder, &report, &groups)?;
     }
     Ok(if right { Outcome::Right } else { Outcome::Wrong })
+}
+
+/// Whether there are results and every one is right. The clock of the bars counts too: a wrong transform would make a wrong scale.
+fn all_right(groups: &[Group]) -> bool {
+    groups.iter().flatten().all(|f| f.row.verified) && groups.iter().flatten().any(is_result)
 }
 
 /// Whether it is a row of its own, and not the clock beside one.
@@ -177,4 +181,39 @@ fn write(folder: &Folder, report: &Report, groups: &[Group]) -> Result<()> {
     let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
     println!("written: {}", paths.join(", "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Operation;
+
+    /// A kernel whose result is wrong in one word, on a device of its own.
+    fn measured(wrong: bool) -> Group {
+        let case = Case { kernel: Kernel::Add, n: 64, bits: 20, limbs: 1, batch: 1 };
+        let mut prepared = Prepared::new(&case).unwrap();
+        prepared.expected.blocks[0].1[5] ^= u32::from(wrong);
+        let device = Device::cpu(NttLibrary::default(), 1).unwrap();
+        let effort = Effort { runs: 1, ..Effort::QUICK };
+        group(&Work::of(&case), effort, vec![contender(&prepared, &device, None).unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn one_wrong_word_makes_the_run_wrong() {
+        assert!(all_right(&[measured(false)]));
+        assert!(!all_right(&[measured(false), measured(true)]) && !all_right(&[]));
+        let row = measured(true)[0].row.clone();
+        assert!(table::rows(&[&row]).contains("WRONG"));
+    }
+
+    #[test]
+    fn a_result_that_changes_while_it_is_timed_is_wrong() {
+        let case = Case { kernel: Kernel::Add, n: 64, bits: 20, limbs: 1, batch: 1 };
+        let label = Device::cpu(NttLibrary::default(), 1).unwrap().label().clone();
+        let operation: Operation = Box::new(|_| Ok(()));
+        let again = Some(Box::new(|| Ok(false)) as crate::measure::Check);
+        let contender = Contender { label, verified: true, ceilings: None, operation, again };
+        let effort = Effort { runs: 1, ..Effort::QUICK.heavy() };
+        assert!(!group(&Work::of(&case), effort, vec![contender]).unwrap()[0].row.verified);
+    }
 }
