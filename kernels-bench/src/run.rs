@@ -139,7 +139,7 @@ fn against_libraries(bench: &Bench, case: &Case) -> Result<Group> {
     let mut effort = bench.effort.careful();
     match case.kernel {
         Kernel::ModularGemm { inputs, outputs } => {
-            effort = bench.effort.heavy();
+            effort = Effort { runs: 7, least_runs: 5, ..bench.effort.heavy() };
             let sizes = yardsticks::gemm::Sizes { outputs, inputs, columns: case.gemm_columns() };
             matrices = yardsticks::gemm::Matrices::new(sizes);
             for threads in [1, 2] {
