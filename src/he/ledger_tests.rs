@@ -112,8 +112,9 @@ fn product(bench: &mut Bench, inputs: usize, outputs: usize, stride: usize, magn
     let (n, limbs, t) = (bench.params().n(), bench.params().limbs(), bench.t);
     let mut random = vec![0; outputs * inputs * stride];
     sample::uniform_ring(&mut bench.rng, ShareModulus::pow2(63).unwrap(), &mut random);
+    // None is zero: products of nothing but zeros have no noise.
     let values: Vec<i64> =
-        random.iter().map(|&x| x as i64 % (magnitude + 1) * if x >> 62 == 0 { 1 } else { -1 }).collect();
+        random.iter().map(|&x| (x as i64 % magnitude + 1) * if x >> 62 == 0 { 1 } else { -1 }).collect();
     let mut expected = vec![0u64; outputs * n];
     for (k, &w) in values.iter().enumerate() {
         let (o, i, shift) = (k / stride / inputs, k / stride % inputs, k % stride);
