@@ -7,7 +7,7 @@ use std::sync::{
 
 use super::{HeError, ParameterSet, Result};
 use crate::engine::{
-    Backend, Buffer, Engine, EngineError, ExpandShape, RnsRing, Shape,
+    Backend, Buffer, Engine, RnsRing, Shape,
     schedule::{Capacity, CostModel, Demand, Scheduler, Work},
 };
 
@@ -20,7 +20,6 @@ pub struct BfvContext {
     /// Started when first asked for.
     scheduler: Mutex<Option<Arc<Scheduler>>>,
     costs: OnceLock<CostModel>,
-    expands_matrices: OnceLock<bool>,
     counts: AtomicCounters,
 }
 
@@ -93,7 +92,6 @@ impl BfvContext {
             capacity,
             scheduler: Mutex::default(),
             costs: OnceLock::new(),
-            expands_matrices: OnceLock::new(),
             counts: AtomicCounters::default(),
         })
     }
@@ -127,24 +125,6 @@ impl BfvContext {
     /// What graphs of tasks on this device may use: its queue, or all threads where those do its work.
     pub fn capacity(&self) -> Capacity {
         self.capacity
-    }
-
-    /// Whether the device has [`Backend::expand_matrix`], tried out once.
-    ///
-    /// # Errors
-    /// The device fails.
-    pub fn expands_matrices(&self) -> Result<bool> {
-        if let Some(&known) = self.expands_matrices.get() {
-            return Ok(known);
-        }
-        let one = ExpandShape { inner: 1, cols: 1, block: 1, columns: 1, limbs: 1, outputs: 0..1, inputs: 0..1 };
-        let weights = self.backend.upload(&[1])?;
-        let known = match self.backend.expand_matrix(self.ring(), &weights, &one) {
-            Ok(_) => true,
-            Err(EngineError::Unsupported { .. }) => false,
-            Err(e) => return Err(e.into()),
-        };
-        Ok(*self.expands_matrices.get_or_init(|| known))
     }
 
     /// What a task on the device wants.

@@ -442,7 +442,7 @@ mod tests {
         }
         for log_n in 3..=16 {
             for log_block in [4, 9, 12, 13] {
-                let expand = Transform::ForwardExpand { block: 5, span: 8 << (log_n - 3) / 2 };
+                let expand = Transform::ForwardExpand { block: 5, span: 8 << ((log_n - 3) / 2) };
                 let plain = [Transform::Forward, Transform::Inverse, expand];
                 for transform in plain.into_iter().chain([1, 2, 32].map(Transform::ForwardDigits)) {
                     for (i, pass) in ntt_passes(transform, log_n, log_block).into_iter().enumerate() {

@@ -105,12 +105,23 @@ impl CoefficientPacking {
     ) -> Result<(Response, Vec<u64>)> {
         let mut operands = Vec::with_capacity(inputs.len());
         for (matrix, weights) in inputs {
-            operands.push((DeviceInput::upload(self, server, matrix)?, Operand::Wide(weights)));
+            operands.push((DeviceInput::upload(self, server, matrix)?, self.operand(server, weights)?));
         }
         let mut graph = TaskGraph::new();
         let product = Product::add(&mut graph, "product", self, server, operands, rng)?;
         run(graph, server.context().capacity()).map_err(|e| e.into_source(|detail| HeError::Task { detail }))?;
         product.collect()
+    }
+
+    /// Weights as the device takes them best: 16 bits each, expanded there, where they are such and serve one head.
+    fn operand<'a>(&self, server: &HeServer, weights: &'a [i64]) -> Result<Operand<'a>> {
+        let bound = self.spec.operand.max_abs(self.spec.t);
+        let small = |&w: &i64| i16::try_from(w).ok().filter(|_| w.unsigned_abs() <= bound);
+        match weights.iter().map(small).collect::<Option<Vec<i16>>>() {
+            Some(small) if self.spec.heads == 1 => Operand::small(server, &small),
+            // A weight beyond its bound is refused with the plan's numbers.
+            _ => Ok(Operand::Wide(weights)),
+        }
     }
 
     /// Reads a response of this product.

@@ -166,11 +166,10 @@ impl HeServer {
         Ok(())
     }
 
-    /// Weights of a linear node: 16 bits each and expanded on the device, or wider where it cannot or somebody quantised them
-    /// so.
+    /// Weights of a linear node: 16 bits each and expanded on the device, or wider where somebody quantised them so.
     fn operand(&self, weights: &[i32]) -> Result<Operand<'static>> {
-        let narrow = || weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
-        Ok(match self.keys.context().expands_matrices()?.then(narrow).flatten() {
+        let narrow = weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
+        Ok(match narrow {
             Some(small) => Operand::small(&self.keys, &small)?,
             None => Operand::Secret(Arc::new(Zeroizing::new(weights.iter().map(|&w| w as i64).collect()))),
         })
