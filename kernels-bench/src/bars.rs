@@ -94,7 +94,8 @@ fn of_kernel<'a>(groups: &'a [Group], kernel: &'a str) -> impl Iterator<Item = &
     groups.iter().filter(move |group| group.first().is_some_and(|f| f.row.kernel == kernel))
 }
 
-/// Transforms against `tfhe-ntt` called directly, one thread, the same rounds.
+/// Transforms against `tfhe-ntt` called directly, one thread, the same rounds. The engine's default may be our own plain
+/// transform; each has its bar.
 fn transforms(groups: &[Group]) -> Vec<Bar> {
     let mut bars = Vec::new();
     for kernel in ["ntt_forward", "ntt_inverse"] {
@@ -284,7 +285,6 @@ mod tests {
         let default = heliostat::engine::cpu::NttLibrary::default().name();
         let ntt = vec![
             finding("ntt_forward", "cpu", default, 1, 8192, 100.0),
-            finding("ntt_forward", "cpu", "plain", 1, 8192, 201.0),
             finding("ntt_forward", "library", "tfhe-ntt", 1, 8192, 96.0),
         ];
         let mut rotation = vec![
@@ -301,7 +301,12 @@ mod tests {
         let gpu = vec![finding("ntt_forward", "gpu", "u64", 2, 4096, 240.0)];
         let bars = all(&[ntt, rotation, gemm, gpu]);
         assert_eq!(bar(&bars, "ntt_forward, N = 8192: engine").verdict, Verdict::Pass);
-        assert_eq!(bar(&bars, "ntt_forward, N = 8192: plain").verdict, Verdict::Miss);
+        assert_eq!(bar(&bars, "ntt_forward, N = 8192: plain").verdict, Verdict::Pass);
+        let slow = vec![
+            finding("ntt_forward", "cpu", "plain", 1, 8192, 193.0),
+            finding("ntt_forward", "library", "tfhe-ntt", 1, 8192, 96.0),
+        ];
+        assert_eq!(bar(&all(&[slow]), "ntt_forward, N = 8192: plain").verdict, Verdict::Miss);
         // Twice as slow a machine as the published one: 1.6 ms here are 0.8 there.
         let rotation = bar(&bars, "rotation");
         assert!((rotation.measured.unwrap() - 0.8).abs() < 1e-9 && rotation.verdict == Verdict::Pass);

@@ -114,8 +114,6 @@ fn pool(threads: usize) -> Result<ThreadPool> {
 pub struct Devices {
     /// Those that run every case: one CPU thread, all of them, a GPU in each of its product forms.
     pub main: Vec<Device>,
-    /// One CPU thread with our own transform, for transforms only.
-    pub plain: Device,
     /// One sentence about the GPU.
     pub gpu_note: String,
 }
@@ -152,7 +150,7 @@ impl Devices {
                 format!("{} ({}, {}{software})", adapter.name, adapter.api, adapter.driver)
             }
         };
-        Ok(Self { main, plain: Device::cpu(NttLibrary::Plain, 1)?, gpu_note })
+        Ok(Self { main, gpu_note })
     }
 
     /// Whether one of them is a GPU in hardware.

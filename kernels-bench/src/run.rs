@@ -115,13 +115,10 @@ fn is_result(finding: &Finding) -> bool {
     finding.row.form != CLOCK
 }
 
-/// A case on every main device; transforms by the libraries and our own transform as well.
+/// A case on every device; transforms by the libraries as well.
 fn kernel(bench: &Bench, case: &Case) -> Result<Group> {
     let prepared = Prepared::new(case)?;
     let mut contenders = yardsticks::ntt::contenders(&prepared)?;
-    if case.kernel.is_transform() {
-        contenders.push(contender(&prepared, &bench.devices.plain, bench.ceilings.first())?);
-    }
     for (device, ceilings) in bench.devices.main.iter().zip(bench.ceilings) {
         contenders.extend(on_device(bench, &prepared, device, ceilings)?);
     }
@@ -137,21 +134,18 @@ fn against_libraries(bench: &Bench, case: &Case) -> Result<Group> {
     let matrices;
     let mut contenders = yardsticks::ntt::contenders(&prepared)?;
     let mut effort = bench.effort.careful();
-    match case.kernel {
-        Kernel::ModularGemm { inputs, outputs } => {
-            effort = Effort { runs: 7, least_runs: 5, ..bench.effort.heavy() };
-            let sizes = yardsticks::gemm::Sizes { outputs, inputs, columns: case.gemm_columns() };
-            matrices = yardsticks::gemm::Matrices::new(sizes);
-            for threads in [1, 2] {
-                if threads == 1 || two.is_some() || bench.devices.main.iter().any(|d| d.label().threads == 2) {
-                    contenders.push(matrices.contender(threads)?);
-                }
-            }
-            if let Some(two) = &two {
-                contenders.push(contender(&prepared, two, None)?);
+    if let Kernel::ModularGemm { inputs, outputs } = case.kernel {
+        effort = Effort { runs: 7, least_runs: 5, ..bench.effort.heavy() };
+        let sizes = yardsticks::gemm::Sizes { outputs, inputs, columns: case.gemm_columns() };
+        matrices = yardsticks::gemm::Matrices::new(sizes);
+        for threads in [1, 2] {
+            if threads == 1 || two.is_some() || bench.devices.main.iter().any(|d| d.label().threads == 2) {
+                contenders.push(matrices.contender(threads)?);
             }
         }
-        _ => contenders.push(contender(&prepared, &bench.devices.plain, bench.ceilings.first())?),
+        if let Some(two) = &two {
+            contenders.push(contender(&prepared, two, None)?);
+        }
     }
     let main = bench.devices.main.iter().zip(bench.ceilings);
     for (device, ceilings) in main.filter(|(device, _)| device.as_gpu().is_none() || device.is_real_gpu()) {

@@ -81,7 +81,6 @@ impl Row {
     pub fn place(&self) -> String {
         let threads = if self.threads == 1 { "1 thread".into() } else { format!("{} threads", self.threads) };
         match self.backend.as_str() {
-            "cpu" if self.form == "plain" => format!("cpu, plain NTT, {threads}"),
             "cpu" => format!("cpu, {threads}"),
             "library" => format!("{}, {threads}", self.form),
             gpu => format!("{gpu}, {}", self.form),

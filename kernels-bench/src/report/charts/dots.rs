@@ -61,7 +61,7 @@ pub fn ratio(results: &[Row]) -> Option<Picture> {
 
 /// Least possible time over measured time, by device, each kernel at its largest dimension; `None` without limits.
 pub fn fraction(results: &[Row]) -> Option<Picture> {
-    let known = || results.iter().filter(|row| row.limit_fraction.is_some() && row.form != "plain");
+    let known = || results.iter().filter(|row| row.limit_fraction.is_some());
     let places = distinct(known().map(Row::place));
     let mut lines = Vec::new();
     for kernel in distinct(known().map(|row| &row.kernel)) {

@@ -30,7 +30,7 @@ struct Point<'a> {
 /// if no limits are known.
 pub fn picture(report: &Report, groups: &[Group]) -> Option<Picture> {
     let devices: Vec<&Ceilings> = devices(report);
-    let findings = || groups.iter().flatten().filter(|f| f.row.limit_fraction.is_some() && f.row.form != "plain");
+    let findings = || groups.iter().flatten().filter(|f| f.row.limit_fraction.is_some());
     let kernels = distinct(findings().filter(|f| f.cost.intensity().is_some()).map(|f| f.row.kernel.as_str()));
     let mut points = Vec::new();
     for (series, device) in devices.iter().enumerate() {
