@@ -29,7 +29,8 @@ struct Device {
     blocks: Mutex<BTreeMap<(WeightId, usize), Buffer>>,
 }
 
-/// Below this many multiplications (about 2 ms of a CPU core) the way to a GPU and back takes longer than it saves.
+/// Below this many multiplications, about half a millisecond of a CPU core (`ring_gemm` in `kernels-bench/RESULTS.md`), the way
+/// to a GPU and back is taken to cost more than it saves. Not measured on a GPU yet.
 const LEAST_ON_GPU: usize = 1 << 23;
 
 impl OnlineWeights {

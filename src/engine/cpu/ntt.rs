@@ -12,7 +12,8 @@ use crate::{arith::Modulus, engine::RnsRing};
 /// Who computes the NTTs of a [`super::CpuBackend`]. All give the same words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NttLibrary {
-    /// Our own, on the vectors of the machine. As fast as the libraries, and it needs neither a copy nor a pass for `1/N`.
+    /// Our own, on the vectors of the machine. Needs neither a copy nor a pass for `1/N`; its speed beside
+    /// the libraries' is in `kernels-bench/RESULTS.md`.
     Plain,
     /// `concrete-ntt`: AVX2 where present.
     Concrete,
