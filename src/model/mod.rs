@@ -31,7 +31,7 @@ pub use graph::{
     WeightId,
 };
 pub use manifest::Manifest;
-pub use oracle::{Execution, Inputs, OracleError, Overflow, execute};
+pub use oracle::{Evaluator, Exact, Execution, Inputs, NonLinear, OracleError, Overflow, execute, execute_with};
 pub use quantize::{ServerWeights, WEIGHT_BITS, WeightMatrix};
 pub use server::{Model, OracleRun, Provenance};
 pub use spec::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling, Precision, SpecError};

@@ -31,6 +31,48 @@ pub enum OracleError {
     /// A matrix of the graph is not among the weights.
     #[error("the weights of {0:?} are absent")]
     Weights(WeightId),
+    /// The evaluator cannot compute a non-linear node.
+    #[error("{node}: {reason}")]
+    NonLinear {
+        /// The node's name.
+        node: String,
+        /// What is in the way.
+        reason: String,
+    },
+}
+
+/// A non-linear node to be evaluated.
+#[derive(Clone, Copy, Debug)]
+pub struct NonLinear<'a> {
+    /// The node's name.
+    pub name: &'a str,
+    /// Its function.
+    pub function: &'a Function,
+    /// The edge read.
+    pub input: &'a Edge,
+    /// The edge written.
+    pub output: &'a Edge,
+}
+
+/// Computes the [`Op::Garbled`] nodes of a graph: what the garbled circuits compute ([`Exact`]), or a model of another
+/// protocol for them.
+pub trait Evaluator {
+    /// The node's true outputs before reduction into the output's ring, `rows x cols` of the output edge, for the signed
+    /// values `x` of the input edge; and how many inputs the function does not cover.
+    ///
+    /// # Errors
+    /// [`OracleError::NonLinear`] for a function that this evaluator does not have.
+    fn evaluate(&mut self, node: NonLinear<'_>, x: &[i64]) -> Result<(Vec<i128>, u64), OracleError>;
+}
+
+/// The functions of [`crate::arith::fixed`] as written: what the garbled circuits compute.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exact;
+
+impl Evaluator for Exact {
+    fn evaluate(&mut self, node: NonLinear<'_>, x: &[i64]) -> Result<(Vec<i128>, u64), OracleError> {
+        Ok(garbled(node.function, node.input, x))
+    }
 }
 
 /// What the client feeds into a graph, in signed integers.
@@ -85,9 +127,23 @@ impl Execution {
 /// # Errors
 /// [`OracleError`] if the inputs or weights do not have the graph's shapes.
 pub fn execute(graph: &Graph, weights: &ServerWeights, inputs: &Inputs) -> Result<Execution, OracleError> {
+    execute_with(graph, weights, inputs, &mut Exact)
+}
+
+/// Executes a graph whose non-linear nodes `evaluator` computes.
+///
+/// # Errors
+/// [`OracleError`] if the inputs or weights do not have the graph's shapes, or what the evaluator reports.
+pub fn execute_with(
+    graph: &Graph,
+    weights: &ServerWeights,
+    inputs: &Inputs,
+    evaluator: &mut dyn Evaluator,
+) -> Result<Execution, OracleError> {
     let mut run = Run {
         graph,
         weights,
+        evaluator,
         len: inputs.len,
         values: vec![Vec::new(); graph.edges.len()],
         overflows: vec![0; graph.edges.len()],
@@ -114,6 +170,7 @@ pub fn execute(graph: &Graph, weights: &ServerWeights, inputs: &Inputs) -> Resul
 struct Run<'a> {
     graph: &'a Graph,
     weights: &'a ServerWeights,
+    evaluator: &'a mut dyn Evaluator,
     len: usize,
     values: Vec<Vec<i64>>,
     overflows: Vec<u64>,
@@ -195,8 +252,10 @@ impl Run<'_> {
                 self.store(node.output, z);
             }
             Op::Garbled { function, input } => {
-                let (edge, x) = self.operand(*input);
-                let (z, outside) = garbled(function, edge, x);
+                let (edge, output) = (self.graph.edge(*input), self.graph.edge(node.output));
+                let nonlinear = NonLinear { name: &node.name, function, input: edge, output };
+                let (z, outside) = self.evaluator.evaluate(nonlinear, &self.values[input.0])?;
+                check(&node.name, z.len(), output.len())?;
                 self.overflows[input.0] += outside;
                 self.store(node.output, z);
             }
@@ -510,6 +569,29 @@ mod tests {
         let table = PowerTable::new(crate::arith::fixed::RowPower::InverseSqrt, 1.0, 8, 8, 4, 9, 6, 9).unwrap();
         let power = Function::Power { table, numerator: 1.0, in_frac: 8, out_frac: 8 };
         assert_eq!(garbled(&power, &edge, &[0, -5, 15, 16, 1023, 1024]).1, 4);
+    }
+
+    #[test]
+    fn an_evaluator_sees_every_nonlinear_node_once() {
+        struct Counting(Vec<String>);
+        impl Evaluator for Counting {
+            fn evaluate(&mut self, node: NonLinear<'_>, x: &[i64]) -> Result<(Vec<i128>, u64), OracleError> {
+                assert_eq!(x.len(), node.input.len());
+                self.0.push(node.name.into());
+                match node.function {
+                    Function::Tanh(_) => Err(OracleError::NonLinear { node: node.name.into(), reason: "no".into() }),
+                    _ => Exact.evaluate(node, x),
+                }
+            }
+        }
+        let graph = Graph::build(&spec(Pooling::Mean, 7), 8).unwrap();
+        let (weights, mut seen) = (weights(&graph), Counting(Vec::new()));
+        let refused = execute_with(&graph, &weights, &inputs(&graph, 1 << 12), &mut seen).unwrap_err();
+        let garbled = graph.nodes.iter().filter(|n| matches!(n.op, Op::Garbled { .. }));
+        let names: Vec<_> = garbled.map(|n| n.name.clone()).collect();
+        let tanh = names.iter().position(|n| n == seen.0.last().unwrap()).unwrap();
+        assert_eq!(seen.0, names[..=tanh]);
+        assert_eq!(refused.to_string(), format!("{}: no", names[tanh]));
     }
 
     #[test]

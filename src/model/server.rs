@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Execution, Graph, Manifest, ModelError,
-    ModelSpec, Outputs, Precision, ServerWeights, bounds, execute,
+    BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Evaluator, Exact, Execution, Graph,
+    Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds, execute_with,
     quantize::{self, Rounded},
 };
 
@@ -159,10 +159,18 @@ impl Model {
     /// # Errors
     /// [`ModelError::Input`] if the text does not belong to this model.
     pub fn oracle(&self, text: &Encoded) -> Result<OracleRun, ModelError> {
+        self.oracle_with(text, &mut Exact)
+    }
+
+    /// As [`Self::oracle`], with the non-linear nodes computed by `evaluator`.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] if the text does not belong to this model, or with what the evaluator reports.
+    pub fn oracle_with(&self, text: &Encoded, evaluator: &mut dyn Evaluator) -> Result<OracleRun, ModelError> {
         let graph = self.client.graph(text.bucket)?;
         let inputs = self.client.inputs(text)?;
-        let execution =
-            execute(&graph, &self.weights, &inputs).map_err(|e| ModelError::Input { reason: e.to_string() })?;
+        let execution = execute_with(&graph, &self.weights, &inputs, evaluator)
+            .map_err(|e| ModelError::Input { reason: e.to_string() })?;
         let outputs = self.client.decode(text, &graph, execution.edge(graph.output))?;
         Ok(OracleRun { graph, execution, outputs })
     }
