@@ -43,4 +43,23 @@ pub enum OtError {
     /// More OTs than a stream or the address space has room for.
     #[error("too many OTs: set up a new extension")]
     Exhausted,
+    /// A pool holds fewer COTs than are wanted.
+    #[error("{wanted} correlated OTs are wanted and {left} are left: make more first")]
+    PoolEmpty {
+        /// Asked for.
+        wanted: usize,
+        /// In the pool.
+        left: usize,
+    },
+    /// Pools of different offsets cannot be joined.
+    #[error("pools of correlated OTs under different offsets cannot be joined")]
+    OtherDelta,
+    /// A shape of 1-of-N OTs that is not supported.
+    #[error("1-of-2^k OTs take k from 1 to 8 and entries of 1 to 64 bits, not k = {k} and {bits} bits")]
+    PadShape {
+        /// Binary logarithm of the number of entries.
+        k: u32,
+        /// Bits of an entry.
+        bits: u32,
+    },
 }

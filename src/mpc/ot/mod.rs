@@ -14,8 +14,14 @@
 pub mod base;
 mod error;
 pub mod iknp;
+mod pool;
+mod random;
 pub(crate) mod transpose;
 
 pub use base::{BaseSender, receive as base_receive};
 pub use error::OtError;
 pub use iknp::{COLUMNS, CotReceiver, CotSender};
+#[cfg(test)]
+pub(crate) use pool::deal;
+pub use pool::{CotReceiverPool, CotSenderPool, ReceiverCots};
+pub use random::{PadShape, ReceiverPads, SenderPads, receiver_bits, receiver_pads, sender_bits, sender_pads};

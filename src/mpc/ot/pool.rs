@@ -1,0 +1,250 @@
+//! Stores of random correlated OTs: made in bulk by IKNP or by silent OT, taken in order, each once.
+//!
+//! All COTs here are in one normal form: the sender's block has its lowest bit clear, and so the receiver's choice is the
+//! lowest bit of its own block (`delta` is odd). Any COT with a random choice has it: where `q` is odd, the sender takes
+//! `q ^ delta` instead, which flips the choice and leaves the receiver's block as it is.
+
+use zeroize::{Zeroize, Zeroizing};
+
+use super::OtError;
+use crate::mpc::block::Block;
+
+/// Random COTs of the party that knows `delta`: `q_j`, even, while the receiver holds `t_j = q_j ^ b_j * delta`.
+pub struct CotSenderPool {
+    delta: Block,
+    blocks: Blocks,
+}
+
+impl CotSenderPool {
+    /// A pool of the sender's blocks, whatever their lowest bits.
+    ///
+    /// # Errors
+    /// If `delta` is even.
+    pub fn new(delta: Block, mut q: Vec<Block>) -> Result<Self, OtError> {
+        if !delta.lsb() {
+            return Err(OtError::Delta);
+        }
+        for q in &mut q {
+            *q ^= Block::mask(q.lsb()) & delta;
+        }
+        Ok(Self { delta, blocks: Blocks::new(q) })
+    }
+
+    /// A pool without COTs.
+    ///
+    /// # Errors
+    /// If `delta` is even.
+    pub fn empty(delta: Block) -> Result<Self, OtError> {
+        Self::new(delta, Vec::new())
+    }
+
+    /// The offset of all its COTs.
+    pub fn delta(&self) -> Block {
+        self.delta
+    }
+
+    /// COTs that are left.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The next `count` blocks `q_j`.
+    ///
+    /// # Errors
+    /// If fewer are left; none is then used up.
+    pub fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {
+        self.blocks.take(count)
+    }
+
+    /// Moves the next `count` COTs to a pool of their own, for work that goes on at the same time.
+    ///
+    /// # Errors
+    /// If fewer are left; none is then used up.
+    pub fn split(&mut self, count: usize) -> Result<Self, OtError> {
+        Ok(Self { delta: self.delta, blocks: self.blocks.split(count)? })
+    }
+
+    /// Appends COTs of the same `delta`.
+    ///
+    /// # Errors
+    /// If `delta` is another one.
+    pub fn append(&mut self, other: Self) -> Result<(), OtError> {
+        if self.delta != other.delta {
+            return Err(OtError::OtherDelta);
+        }
+        self.blocks.append(&other.blocks);
+        Ok(())
+    }
+}
+
+impl Drop for CotSenderPool {
+    fn drop(&mut self) {
+        self.delta.zeroize();
+    }
+}
+
+/// Random COTs of the party with choices: `t_j = q_j ^ b_j * delta`, `b_j` being the lowest bit of `t_j`.
+pub struct CotReceiverPool {
+    blocks: Blocks,
+}
+
+/// COTs that were taken from a [`CotReceiverPool`].
+pub struct ReceiverCots {
+    /// `t_j`; [`Block::lsb`] is the choice `b_j`.
+    pub t: Zeroizing<Vec<Block>>,
+}
+
+impl ReceiverCots {
+    /// The choices, packed: `b_j` is bit `j % 8` of byte `j / 8`, padding zero.
+    pub fn choices(&self) -> Zeroizing<Vec<u8>> {
+        let byte = |run: &[Block]| run.iter().enumerate().fold(0, |byte, (j, t)| byte | u8::from(t.lsb()) << j);
+        Zeroizing::new(self.t.chunks(8).map(byte).collect())
+    }
+}
+
+impl CotReceiverPool {
+    /// A pool of the receiver's blocks. The choices that they were made with, which must have been random, are forgotten:
+    /// those of the normal form take their place.
+    pub fn new(t: Vec<Block>) -> Self {
+        Self { blocks: Blocks::new(t) }
+    }
+
+    /// COTs that are left.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The next `count` COTs.
+    ///
+    /// # Errors
+    /// If fewer are left; none is then used up.
+    pub fn take(&mut self, count: usize) -> Result<ReceiverCots, OtError> {
+        Ok(ReceiverCots { t: self.blocks.take(count)? })
+    }
+
+    /// Moves the next `count` COTs to a pool of their own, for work that goes on at the same time.
+    ///
+    /// # Errors
+    /// If fewer are left; none is then used up.
+    pub fn split(&mut self, count: usize) -> Result<Self, OtError> {
+        Ok(Self { blocks: self.blocks.split(count)? })
+    }
+
+    /// Appends COTs of the same `delta`.
+    pub fn append(&mut self, other: Self) {
+        self.blocks.append(&other.blocks);
+    }
+}
+
+/// Blocks that are handed out from the front. What is handed out is wiped here.
+struct Blocks {
+    all: Vec<Block>,
+    next: usize,
+}
+
+impl Blocks {
+    fn new(all: Vec<Block>) -> Self {
+        Self { all, next: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.all.len() - self.next
+    }
+
+    fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {
+        let left = self.len();
+        if count > left {
+            return Err(OtError::PoolEmpty { wanted: count, left });
+        }
+        let from = &mut self.all[self.next..self.next + count];
+        let taken = Zeroizing::new(from.to_vec());
+        from.zeroize();
+        self.next += count;
+        Ok(taken)
+    }
+
+    fn split(&mut self, count: usize) -> Result<Self, OtError> {
+        let mut taken = self.take(count)?;
+        Ok(Self::new(std::mem::take(&mut *taken)))
+    }
+
+    /// Into a new allocation, so that growing leaves no copy behind in freed memory.
+    fn append(&mut self, other: &Self) {
+        let mut all = Vec::with_capacity(self.len() + other.len());
+        all.extend_from_slice(&self.all[self.next..]);
+        all.extend_from_slice(&other.all[other.next..]);
+        self.all.zeroize();
+        *self = Self::new(all);
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.all.zeroize();
+    }
+}
+
+/// Matching pools of `count` COTs, from a seed, as a dealer would make them: for tests only.
+#[cfg(test)]
+pub(crate) fn deal(seed: u64, count: usize) -> (CotSenderPool, CotReceiverPool) {
+    let mut prg = crate::mpc::prg::Prg::new(Block(u128::from(seed)));
+    let delta = prg.next_block().with_lsb_set();
+    let mut q = vec![Block::ZERO; count];
+    let mut choices = vec![Block::ZERO; count];
+    prg.fill_blocks(&mut q);
+    prg.fill_blocks(&mut choices);
+    let t = q.iter().zip(&choices).map(|(&q, b)| q ^ (Block::mask(b.lsb()) & delta)).collect();
+    (CotSenderPool::new(delta, q).unwrap(), CotReceiverPool::new(t))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cots_are_taken_once_and_in_order() {
+        let (mut sender, mut receiver) = deal(1, 1000);
+        let delta = sender.delta();
+        let (mut later, mut later_t) = deal(1, 1000);
+        let mut seen = Vec::new();
+        for count in [1usize, 0, 7, 64, 100] {
+            let q = sender.take(count).unwrap();
+            let cots = receiver.take(count).unwrap();
+            let choices = cots.choices();
+            assert_eq!(choices.len(), count.div_ceil(8));
+            for j in 0..count {
+                let choice = choices[j / 8] >> (j % 8) & 1 == 1;
+                assert!(cots.t[j] == q[j] ^ (Block::mask(choice) & delta) && !q[j].lsb(), "{count} {j}");
+            }
+            seen.extend(q.iter().map(|q| q.0));
+        }
+        let mut part = sender.split(500).unwrap();
+        let mut part_t = receiver.split(500).unwrap();
+        assert_eq!((sender.len(), receiver.len(), part.len(), part_t.len()), (328, 328, 500, 500));
+        part.append(sender.split(300).unwrap()).unwrap();
+        part_t.append(receiver.split(300).unwrap());
+        seen.extend(part.take(800).unwrap().iter().map(|q| q.0));
+        assert!(*part_t.take(800).unwrap().t == later_t.take(972).unwrap().t[172..]);
+        assert!(seen.iter().zip(later.take(972).unwrap().iter()).all(|(&a, b)| Block(a) == *b));
+        assert_eq!(part.take(1).err(), Some(OtError::PoolEmpty { wanted: 1, left: 0 }));
+        assert_eq!(receiver.take(29).err(), Some(OtError::PoolEmpty { wanted: 29, left: 28 }));
+        assert!(receiver.take(28).is_ok() && receiver.is_empty() && !sender.is_empty());
+    }
+
+    #[test]
+    fn offsets_are_checked() {
+        assert_eq!(CotSenderPool::empty(Block(2)).err(), Some(OtError::Delta));
+        let (mut one, _) = deal(1, 3);
+        assert_eq!(one.append(deal(2, 3).0), Err(OtError::OtherDelta));
+    }
+}
