@@ -38,6 +38,12 @@ pub enum ReportError {
         /// What is wrong.
         reason: String,
     },
+    /// A task that the model or the data do not have.
+    #[error("{reason}")]
+    Task {
+        /// What is wrong.
+        reason: String,
+    },
     /// A file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {

@@ -29,19 +29,25 @@ impl TextInput {
 /// # Errors
 /// [`ReportError::Inputs`] for a file that cannot be read or that has no such column, or a row without it.
 pub fn read(path: &Path) -> Result<Vec<TextInput>, ReportError> {
+    let text = read_text(path)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let is_table = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
+    let inputs = if is_table { column(text) } else { Ok(text.lines().map(TextInput::new).collect()) };
+    let failed = |reason: String| ReportError::Inputs { path: path.to_path_buf(), reason };
+    let inputs = inputs.map_err(failed)?;
+    if inputs.is_empty() { Err(failed("it holds no text".into())) } else { Ok(inputs) }
+}
+
+/// The whole of a file of texts, its length checked first.
+pub(super) fn read_text(path: &Path) -> Result<String, ReportError> {
     let failed = |reason: String| ReportError::Inputs { path: path.to_path_buf(), reason };
     let length = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
     if length > FILE_LIMIT {
         return Err(failed(format!("{length} bytes are more than the limit of {FILE_LIMIT}")));
     }
     let bytes = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|e| failed(format!("byte {} is not UTF-8: convert the file", e.utf8_error().valid_up_to())))?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let is_table = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tsv"));
-    let inputs = if is_table { column(text) } else { Ok(text.lines().map(TextInput::new).collect()) };
-    let inputs = inputs.map_err(failed)?;
-    if inputs.is_empty() { Err(failed("it holds no text".into())) } else { Ok(inputs) }
+    String::from_utf8(bytes)
+        .map_err(|e| failed(format!("byte {} is not UTF-8: convert the file", e.utf8_error().valid_up_to())))
 }
 
 fn column(text: &str) -> Result<Vec<TextInput>, String> {

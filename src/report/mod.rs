@@ -4,12 +4,18 @@
 //! model is at hand, [`fields`] is the report, [`mod@print`] its form for people. [`local`] and [`remote`] make the sessions:
 //! both parties in this process, or the client's half against a server. [`measure`] gauges the machine, [`mod@file`] writes
 //! files whole or not at all.
+//!
+//! [`accuracy`] compares the fixed-point model with the floating-point one over a labelled file, which [`dataset`] reads, by
+//! the figures of [`metrics`].
 
+pub mod accuracy;
+pub mod dataset;
 pub mod fields;
 pub mod file;
 pub mod inputs;
 pub mod local;
 pub mod measure;
+pub mod metrics;
 pub mod print;
 pub mod remote;
 pub mod run;

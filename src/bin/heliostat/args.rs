@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use heliostat::{
     engine::{BackendChoice, OnGpuLoss, OpenOptions},
     net::Link,
-    report::inputs::TextInput,
+    report::{dataset::Columns, inputs::TextInput},
 };
 
 use crate::failure::Failure;
@@ -33,6 +33,8 @@ pub enum Command {
     Infer(Infer),
     /// The fixed-point model in the clear, beside the floating-point one.
     Oracle(Oracle),
+    /// The fixed-point model beside the floating-point one over a labelled file.
+    Accuracy(Accuracy),
     /// Choose the rings of every edge from sample texts.
     Calibrate(Calibrate),
     /// What this machine can compute on, and what stands in the way.
@@ -276,6 +278,72 @@ pub struct Oracle {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What an output means.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TaskChoice {
+    /// Labels: accuracy and Matthews correlation.
+    Cls,
+    /// One value: Spearman's and Pearson's correlation with the score.
+    Regression,
+    /// The cosine of two texts' embeddings, likewise.
+    Embedding,
+    /// Labels of tokens: agreement only.
+    Tokens,
+}
+
+/// What computes the fixed-point model.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModeChoice {
+    /// The plaintext oracle, which the garbled path equals bit for bit.
+    Oracle,
+    /// The bit-true simulator of the shared non-linear layers.
+    Simulator,
+    /// The protocol itself, both parties in this process.
+    Private,
+}
+
+/// Options of `accuracy`.
+#[derive(Args)]
+pub struct Accuracy {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Table of texts: .tsv, .csv, or one text a line
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// text=NAME[,text_pair=NAME][,label=NAME] with names of the header or indices from 0, or those alone [default: found]
+    #[arg(long, value_name = "COLUMNS")]
+    pub columns: Option<Columns>,
+    /// What an output means [default: as the model's head]
+    #[arg(long, value_enum)]
+    pub task: Option<TaskChoice>,
+    /// What computes the fixed-point model
+    #[arg(long, value_enum, default_value = "oracle")]
+    pub mode: ModeChoice,
+    /// Only the first rows
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Longer texts are cut
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub max_tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    #[command(flatten)]
+    pub tables: TableArgs,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Options of `calibrate`.

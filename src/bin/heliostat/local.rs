@@ -45,10 +45,7 @@ pub struct Machine {
 impl Machine {
     /// Opens what the options ask for.
     pub fn open(engine: &Engine) -> Result<Self, Failure> {
-        let threads = engine.threads.map(usize::from);
-        if let Some(threads) = threads {
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-        }
+        use_threads(engine)?;
         let opened = select::open_with(&engine.options())?;
         let threads = rayon::current_num_threads();
         let again = engine.recalibrate || std::env::var_os(RECALIBRATE).is_some_and(|value| !value.is_empty());
@@ -56,6 +53,14 @@ impl Machine {
         let environment = Environment { reason: opened.reason, threads, calibration: measure::calibration(&costs) };
         Ok(Self { backend: opened.backend, costs, environment })
     }
+}
+
+/// Takes as many CPU threads as the options say.
+pub fn use_threads(engine: &Engine) -> Result<(), Failure> {
+    if let Some(threads) = engine.threads.map(usize::from) {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
 }
 
 /// What is printed while a run goes on, and written at its end.

@@ -1,5 +1,6 @@
 //! The command line of Heliostat: parse, call the library, print.
 
+mod accuracy;
 mod args;
 mod calibrate;
 mod failure;
@@ -41,6 +42,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::serve(args),
         Command::Infer(args) => infer::infer(args),
         Command::Oracle(args) => oracle::oracle(args),
+        Command::Accuracy(args) => accuracy::accuracy(args),
         Command::Calibrate(args) => calibrate::calibrate(args),
         Command::Doctor(args) => doctor(args),
     }

@@ -1,4 +1,4 @@
-//! Progress bars, one a lane, when somebody watches.
+//! Progress bars, one a lane or one for rows, when somebody watches.
 
 use std::{
     collections::BTreeMap,
@@ -44,6 +44,32 @@ impl Bars {
     /// Takes the bars away, before anything is printed.
     pub fn clear(&self) {
         self.lock().clear();
+    }
+}
+
+/// A bar for the rows of a file.
+pub struct RowBar(Option<ProgressBar>);
+
+impl RowBar {
+    /// A bar on stderr if it is a terminal and `quiet` is not set.
+    pub fn new(rows: usize, quiet: bool) -> Self {
+        let watched = !quiet && std::io::stderr().is_terminal();
+        Self(watched.then(|| {
+            let template = "{prefix:>12} {bar:24} {pos} of {len}  {eta} left";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            ProgressBar::new(rows as u64).with_style(style).with_prefix("rows")
+        }))
+    }
+
+    /// One row more is done.
+    pub fn advance(&self) {
+        self.0.iter().for_each(|bar| bar.inc(1));
+    }
+}
+
+impl Drop for RowBar {
+    fn drop(&mut self) {
+        self.0.iter().for_each(ProgressBar::finish_and_clear);
     }
 }
 
