@@ -130,7 +130,7 @@ impl CrHash {
 
 /// `sigma(hi || lo) = (hi ^ lo) || hi`, a linear orthomorphism.
 #[inline(always)]
-fn sigma(x: Block) -> Block {
+pub(super) fn sigma(x: Block) -> Block {
     let (hi, lo) = ((x.0 >> 64) as u64, x.0 as u64);
     Block(((hi ^ lo) as u128) << 64 | hi as u128)
 }

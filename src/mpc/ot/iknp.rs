@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::transpose::transpose;
-use super::{BaseSender, OtError, base};
+use super::{BaseSender, CotReceiverPool, CotSenderPool, OtError, base};
 use crate::arith::bits::BitsError;
 use crate::mpc::block::{BLOCK_BYTES, Block};
 use crate::mpc::prg::Prg;
@@ -76,6 +76,14 @@ impl CotSender {
     /// Stream position: OTs made so far, counting the padding to 128 of every call.
     pub fn position(&self) -> u64 {
         self.position * COLUMNS as u64
+    }
+
+    /// The sender's side of `count` random COTs, whose message is [`CotReceiver::extend_random`]'s.
+    ///
+    /// # Errors
+    /// As [`CotSender::extend`].
+    pub fn extend_random(&mut self, u_message: &[u8], count: usize) -> Result<CotSenderPool, OtError> {
+        CotSenderPool::new(self.delta, self.extend(u_message, count)?)
     }
 
     /// The sender's side of `count` COTs: `q_j = t_j ^ choice_j * delta`.
@@ -146,6 +154,27 @@ impl CotReceiver {
     /// Stream position: OTs made so far, counting the padding to 128 of every call.
     pub fn position(&self) -> u64 {
         self.position * COLUMNS as u64
+    }
+
+    /// `count` COTs with random choices. Returns the message for [`CotSender::extend_random`], [`extend_len`] bytes, and the
+    /// COTs.
+    ///
+    /// # Errors
+    /// If `count` is too large.
+    pub fn extend_random<R: CryptoRng>(
+        &mut self,
+        count: usize,
+        rng: &mut R,
+    ) -> Result<(Vec<u8>, CotReceiverPool), OtError> {
+        let mut choices = Zeroizing::new(vec![0; count.div_ceil(8)]);
+        rng.fill_bytes(&mut choices);
+        if let Some(last) = choices.last_mut()
+            && !count.is_multiple_of(8)
+        {
+            *last &= (1 << (count % 8)) - 1;
+        }
+        let (message, t) = self.extend(&choices, count)?;
+        Ok((message, CotReceiverPool::new(t)))
     }
 
     /// `count` COTs for packed choice bits (OT `j` takes bit `j % 8` of byte `j / 8`, padding zero). Returns the message

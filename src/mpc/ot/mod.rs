@@ -13,14 +13,19 @@
 
 pub mod base;
 mod error;
+mod ferret;
+mod ggm;
 pub mod iknp;
+mod lpn;
 mod pool;
 mod random;
 pub(crate) mod transpose;
 
 pub use base::{BaseSender, receive as base_receive};
 pub use error::OtError;
+pub use ferret::{FerretReceiver, FerretSender, SilentPlan, SilentStep};
 pub use iknp::{COLUMNS, CotReceiver, CotSender};
+pub use lpn::LpnParams;
 #[cfg(test)]
 pub(crate) use pool::deal;
 pub use pool::{CotReceiverPool, CotSenderPool, ReceiverCots};

@@ -4,9 +4,12 @@
 //! lowest bit of its own block (`delta` is odd). Any COT with a random choice has it: where `q` is odd, the sender takes
 //! `q ^ delta` instead, which flips the choice and leaves the receiver's block as it is.
 
+use std::collections::VecDeque;
+
 use zeroize::{Zeroize, Zeroizing};
 
 use super::OtError;
+use crate::arith::bits::{BitsError, is_padded};
 use crate::mpc::block::Block;
 
 /// Random COTs of the party that knows `delta`: `q_j`, even, while the receiver holds `t_j = q_j ^ b_j * delta`.
@@ -45,7 +48,7 @@ impl CotSenderPool {
 
     /// COTs that are left.
     pub fn len(&self) -> usize {
-        self.blocks.len()
+        self.blocks.len
     }
 
     /// Whether none is left.
@@ -61,6 +64,22 @@ impl CotSenderPool {
         self.blocks.take(count)
     }
 
+    /// The next `count` COTs with choices of the receiver's: from its [`CotReceiverPool::choose`] message the blocks `q_j`
+    /// of `t_j = q_j ^ choice_j * delta`, like those of [`CotSender::extend`](super::CotSender::extend).
+    ///
+    /// # Errors
+    /// If the message is not `count` packed bits or fewer COTs are left; none is then used up.
+    pub fn correct(&mut self, message: &[u8], count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {
+        check_bits(message, count)?;
+        let mut q = self.take(count)?;
+        for (run, byte) in q.chunks_mut(8).zip(message) {
+            for (j, q) in run.iter_mut().enumerate() {
+                *q ^= Block::mask(byte >> j & 1 == 1) & self.delta;
+            }
+        }
+        Ok(q)
+    }
+
     /// Moves the next `count` COTs to a pool of their own, for work that goes on at the same time.
     ///
     /// # Errors
@@ -73,11 +92,11 @@ impl CotSenderPool {
     ///
     /// # Errors
     /// If `delta` is another one.
-    pub fn append(&mut self, other: Self) -> Result<(), OtError> {
+    pub fn append(&mut self, mut other: Self) -> Result<(), OtError> {
         if self.delta != other.delta {
             return Err(OtError::OtherDelta);
         }
-        self.blocks.append(&other.blocks);
+        self.blocks.append(std::mem::take(&mut other.blocks));
         Ok(())
     }
 }
@@ -116,7 +135,7 @@ impl CotReceiverPool {
 
     /// COTs that are left.
     pub fn len(&self) -> usize {
-        self.blocks.len()
+        self.blocks.len
     }
 
     /// Whether none is left.
@@ -132,6 +151,19 @@ impl CotReceiverPool {
         Ok(ReceiverCots { t: self.blocks.take(count)? })
     }
 
+    /// The next `count` COTs for packed choice bits of one's own (OT `j` takes bit `j % 8` of byte `j / 8`, padding zero).
+    /// Returns the message for [`CotSenderPool::correct`], one bit a COT, and `t_j`, like
+    /// [`CotReceiver::extend`](super::CotReceiver::extend). The message is the choices under a one-time pad.
+    ///
+    /// # Errors
+    /// If the choice bits are malformed or fewer COTs are left; none is then used up.
+    pub fn choose(&mut self, choices: &[u8], count: usize) -> Result<(Vec<u8>, Zeroizing<Vec<Block>>), OtError> {
+        check_bits(choices, count)?;
+        let cots = self.take(count)?;
+        let message = cots.choices().iter().zip(choices).map(|(random, choice)| random ^ choice).collect();
+        Ok((message, cots.t))
+    }
+
     /// Moves the next `count` COTs to a pool of their own, for work that goes on at the same time.
     ///
     /// # Errors
@@ -142,34 +174,58 @@ impl CotReceiverPool {
 
     /// Appends COTs of the same `delta`.
     pub fn append(&mut self, other: Self) {
-        self.blocks.append(&other.blocks);
+        self.blocks.append(other.blocks);
     }
 }
 
-/// Blocks that are handed out from the front. What is handed out is wiped here.
+/// Whether `bytes` are `count` packed bits.
+fn check_bits(bytes: &[u8], count: usize) -> Result<(), OtError> {
+    if bytes.len() != count.div_ceil(8) {
+        return Err(BitsError::Length { count, bits: 1, found: bytes.len() }.into());
+    }
+    if is_padded(bytes, count) { Ok(()) } else { Err(BitsError::Padding.into()) }
+}
+
+/// Runs of blocks that are handed out from the front. What has been handed out is wiped, a used-up run freed.
+#[derive(Default)]
 struct Blocks {
-    all: Vec<Block>,
+    runs: VecDeque<Zeroizing<Vec<Block>>>,
+    /// Blocks of the first run that are handed out.
     next: usize,
+    len: usize,
 }
 
 impl Blocks {
-    fn new(all: Vec<Block>) -> Self {
-        Self { all, next: 0 }
-    }
-
-    fn len(&self) -> usize {
-        self.all.len() - self.next
+    fn new(run: Vec<Block>) -> Self {
+        let len = run.len();
+        Self { runs: VecDeque::from([Zeroizing::new(run)]), next: 0, len }
     }
 
     fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {
-        let left = self.len();
-        if count > left {
-            return Err(OtError::PoolEmpty { wanted: count, left });
+        if count > self.len {
+            return Err(OtError::PoolEmpty { wanted: count, left: self.len });
         }
-        let from = &mut self.all[self.next..self.next + count];
-        let taken = Zeroizing::new(from.to_vec());
-        from.zeroize();
-        self.next += count;
+        self.len -= count;
+        // The usual case of a whole run moves it without copying.
+        if self.next == 0
+            && let Some(run) = self.runs.pop_front_if(|run| run.len() == count)
+        {
+            return Ok(run);
+        }
+        let mut taken = Zeroizing::new(Vec::with_capacity(count));
+        while let Some(run) = self.runs.front_mut()
+            && taken.len() < count
+        {
+            let end = run.len().min(self.next + count - taken.len());
+            let from = &mut run[self.next..end];
+            taken.extend_from_slice(from);
+            from.zeroize();
+            self.next = end;
+            if end == run.len() {
+                self.runs.pop_front();
+                self.next = 0;
+            }
+        }
         Ok(taken)
     }
 
@@ -178,19 +234,10 @@ impl Blocks {
         Ok(Self::new(std::mem::take(&mut *taken)))
     }
 
-    /// Into a new allocation, so that growing leaves no copy behind in freed memory.
-    fn append(&mut self, other: &Self) {
-        let mut all = Vec::with_capacity(self.len() + other.len());
-        all.extend_from_slice(&self.all[self.next..]);
-        all.extend_from_slice(&other.all[other.next..]);
-        self.all.zeroize();
-        *self = Self::new(all);
-    }
-}
-
-impl Drop for Blocks {
-    fn drop(&mut self) {
-        self.all.zeroize();
+    fn append(&mut self, mut other: Self) {
+        let left = other.take(other.len).unwrap_or_default();
+        self.len += left.len();
+        self.runs.push_back(left);
     }
 }
 
@@ -239,6 +286,26 @@ mod tests {
         assert_eq!(part.take(1).err(), Some(OtError::PoolEmpty { wanted: 1, left: 0 }));
         assert_eq!(receiver.take(29).err(), Some(OtError::PoolEmpty { wanted: 29, left: 28 }));
         assert!(receiver.take(28).is_ok() && receiver.is_empty() && !sender.is_empty());
+    }
+
+    #[test]
+    fn choices_are_corrected() {
+        let (mut sender, mut receiver) = deal(4, 100);
+        let delta = sender.delta();
+        for (count, choices) in [(13usize, vec![0b0110_1001, 0b0001_0110]), (8, vec![0xff]), (0, vec![])] {
+            let (message, t) = receiver.choose(&choices, count).unwrap();
+            assert_eq!(message.len(), choices.len());
+            let q = sender.correct(&message, count).unwrap();
+            for j in 0..count {
+                assert!(t[j] == q[j] ^ (Block::mask(choices[j / 8] >> (j % 8) & 1 == 1) & delta));
+            }
+        }
+        for (bad, count) in [(&[0u8, 0][..], 8), (&[0x80], 7), (&[], 1)] {
+            assert!(matches!(receiver.choose(bad, count), Err(OtError::Choices(_))));
+            assert!(matches!(sender.correct(bad, count), Err(OtError::Choices(_))));
+        }
+        assert_eq!((sender.len(), receiver.len()), (79, 79));
+        assert_eq!(sender.correct(&[0; 10], 80).err(), Some(OtError::PoolEmpty { wanted: 80, left: 79 }));
     }
 
     #[test]
