@@ -1,0 +1,86 @@
+//! What a computation on shares costs, counted before it runs.
+
+use super::SharedError;
+use super::fields::packed_len;
+
+/// Random COTs of each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cots {
+    /// Those in which the client is the sender.
+    pub client_sends: usize,
+    /// Those in which the server is the sender.
+    pub server_sends: usize,
+}
+
+/// What a function of shares costs; the same for all inputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// COTs used up.
+    pub cots: Cots,
+    /// Bytes from the client to the server.
+    pub up: usize,
+    /// Bytes from the server to the client.
+    pub down: usize,
+    /// Flights: messages one after the other; messages of both parties at the same time count as one.
+    pub rounds: usize,
+}
+
+/// Who sends in a batch of products or lookups.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    Client,
+    Server,
+}
+
+/// `(elements, bits of an element)` of a batch.
+pub(super) type BatchSize = (usize, u32);
+
+impl Cost {
+    /// A flight of products: batches in which the client, and in which the server, has the elements.
+    pub(super) fn products(&mut self, client: &[BatchSize], server: &[BatchSize]) -> Result<(), SharedError> {
+        for &(count, bits) in client {
+            self.cots.client_sends += count;
+            self.up += packed_len(count, bits)?;
+            self.down += packed_len(count, 1)?;
+        }
+        for &(count, bits) in server {
+            self.cots.server_sends += count;
+            self.down += packed_len(count, bits)?;
+            self.up += packed_len(count, 1)?;
+        }
+        self.rounds += 1;
+        Ok(())
+    }
+
+    /// Lookups of `count` elements in tables of `2^k` entries of `bits` bits, as `(k, bits)`: choices, then tables.
+    pub(super) fn lookups(&mut self, sender: Sender, count: usize, tables: &[(u32, u32)]) -> Result<(), SharedError> {
+        for &(k, bits) in tables {
+            let choices = packed_len(count, k)?;
+            let entries =
+                count.checked_mul((1 << k) - 1).ok_or(SharedError::TooLarge { rows: count, width: 1 << k })?;
+            let entries = packed_len(entries, bits)?;
+            let cots = count * k as usize;
+            match sender {
+                Sender::Client => {
+                    self.cots.client_sends += cots;
+                    self.up += entries;
+                    self.down += choices;
+                }
+                Sender::Server => {
+                    self.cots.server_sends += cots;
+                    self.down += entries;
+                    self.up += choices;
+                }
+            }
+        }
+        self.rounds += 2;
+        Ok(())
+    }
+
+    /// The client's share goes up, less its mask.
+    pub(super) fn restore(&mut self, count: usize, bits: u32) -> Result<(), SharedError> {
+        self.up += packed_len(count, bits)?;
+        self.rounds += 1;
+        Ok(())
+    }
+}
