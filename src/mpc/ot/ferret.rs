@@ -47,17 +47,28 @@ pub struct SilentPlan {
 }
 
 impl SilentPlan {
-    /// The steps for at least `count` COTs: the smallest set first, since IKNP pays for its base COTs; then ...
+    /// The steps for at least `count` COTs by [`LpnParams::N20`], whose secret stays in the second-level cache: the fastest
+    /// set, and the one with the fewest base COTs.
     pub fn new(count: usize) -> Self {
-        let mut params = Vec::new();
+        Self::with(LpnParams::N20, count)
+    }
+
+    /// The steps for at least `count` COTs by a set of one's choice; the larger ones take fewer bytes a COT and more time.
+    /// The first step is by the smallest set, since IKNP makes its base COTs.
+    pub fn with(set: LpnParams, count: usize) -> Self {
+        let mut steps: Vec<SilentStep> = Vec::new();
         let mut left = count;
         while left > 0 {
-            let next = LpnParams::N20;
-            left = left.saturating_sub(next.n() - if params.is_empty() { 0 } else { next.base_cots() });
-            params.push(next);
+            let mut params = LpnParams::N20;
+            if let Some(last) = steps.last_mut() {
+                params = set;
+                last.keep = params.base_cots();
+                left += last.keep;
+            }
+            steps.push(SilentStep { params, keep: 0 });
+            left = left.saturating_sub(params.n());
         }
-        let keep = |i: usize| params.get(i + 1).map_or(0, LpnParams::base_cots);
-        Self { steps: params.iter().enumerate().map(|(i, &params)| SilentStep { params, keep: keep(i) }).collect() }
+        Self { steps }
     }
 
     /// The steps, in order.
@@ -109,18 +120,17 @@ impl FerretSender {
         let mut seeds = Zeroizing::new(vec![Block::ZERO; params.trees]);
         seeds.iter_mut().for_each(|seed| *seed = Block::random(rng));
         let mut message = vec![Block::ZERO; q.len()];
-        let mut out = vec![Block::ZERO; params.n()];
         let group = lanes * params.depth as usize;
-        let work = out.par_chunks_mut(lanes << params.depth).zip(message.par_chunks_mut(group));
-        work.zip(q.par_chunks(group)).zip(seeds.par_chunks(lanes)).enumerate().for_each(
-            |(g, (((leaves, message), q), seeds))| {
-                iteration.forest(g).send(delta, seeds, q, message, leaves);
-                iteration.code.add_rows(secret, g * leaves.len(), leaves);
-            },
-        );
-        let (kept, out) = divide(out, keep);
-        self.base.append(CotSenderPool::new(delta, kept)?)?;
-        Ok((bytemuck::cast_slice(&message).to_vec(), CotSenderPool::new(delta, out)?))
+        let work = message.par_chunks_mut(group).zip(q.par_chunks(group)).zip(seeds.par_chunks(lanes)).enumerate();
+        let leaves = |(g, ((message, q), seeds)): (usize, ((&mut [Block], &[Block]), &[Block]))| {
+            let mut leaves = Zeroizing::new(vec![Block::ZERO; lanes << params.depth]);
+            iteration.forest(g).send(delta, seeds, q, message, &mut leaves);
+            iteration.code.add_rows(secret, g * leaves.len(), &mut leaves);
+            leaves
+        };
+        let mut out = CotSenderPool::of_even_runs(delta, work.map(leaves).collect());
+        self.base.append(out.split(keep)?)?;
+        Ok((bytemuck::cast_slice(&message).to_vec(), out))
     }
 }
 
@@ -151,16 +161,17 @@ impl FerretReceiver {
         let (secret, t) = base.split_at(params.k());
         let lanes = params.lanes;
         let iteration = self.public.next(params)?;
-        let mut out = vec![Block::ZERO; params.n()];
         let group = lanes * params.depth as usize;
-        let work = out.par_chunks_mut(lanes << params.depth).zip(message.par_chunks(group)).zip(t.par_chunks(group));
-        work.enumerate().for_each(|(g, ((leaves, message), t))| {
-            iteration.forest(g).receive(t, message, leaves);
-            iteration.code.add_rows(secret, g * leaves.len(), leaves);
-        });
-        let (kept, out) = divide(out, keep);
-        self.base.append(CotReceiverPool::new(kept));
-        Ok(CotReceiverPool::new(out))
+        let leaves = |(g, (message, t)): (usize, (&[Block], &[Block]))| {
+            let mut leaves = Zeroizing::new(vec![Block::ZERO; lanes << params.depth]);
+            iteration.forest(g).receive(t, message, &mut leaves);
+            iteration.code.add_rows(secret, g * leaves.len(), &mut leaves);
+            leaves
+        };
+        let work = message.par_chunks(group).zip(t.par_chunks(group)).enumerate();
+        let mut out = CotReceiverPool::of_runs(work.map(leaves).collect());
+        self.base.append(out.split(keep)?);
+        Ok(out)
     }
 }
 
@@ -207,15 +218,6 @@ impl Iteration {
 fn check_keep(step: SilentStep) -> Result<(), OtError> {
     let (wanted, left) = (step.keep, step.params.n());
     if wanted > left { Err(OtError::PoolEmpty { wanted, left }) } else { Ok(()) }
-}
-
-/// The last `keep` blocks and the others.
-fn divide(mut blocks: Vec<Block>, keep: usize) -> (Vec<Block>, Vec<Block>) {
-    let at = blocks.len().saturating_sub(keep);
-    let kept = blocks[at..].to_vec();
-    blocks[at..].zeroize();
-    blocks.truncate(at);
-    (kept, blocks)
 }
 
 #[cfg(test)]
@@ -282,14 +284,21 @@ mod tests {
     #[test]
     fn plans_meet_the_demand() {
         for count in [0usize, 1, 1000, 870_400, 870_401, 5_000_000, 40_000_000] {
-            let plan = SilentPlan::new(count);
-            assert!(plan.outputs() >= count);
-            let mut base = plan.base_cots();
-            for step in plan.steps() {
-                assert_eq!(step.params.base_cots(), base);
-                base = step.keep;
+            for set in [LpnParams::N20, LpnParams::N22, LpnParams::N24] {
+                check_plan(&SilentPlan::with(set, count), count);
             }
-            assert_eq!((base, plan.steps().is_empty()), (0, count == 0));
         }
+        let one = SilentPlan::new(1000);
+        assert_eq!((one.steps().len(), one.base_cots(), one.message_len()), (1, 74_036, 136_000));
+    }
+
+    fn check_plan(plan: &SilentPlan, count: usize) {
+        assert!(plan.outputs() >= count);
+        let mut base = plan.base_cots();
+        for step in plan.steps() {
+            assert_eq!(step.params.base_cots(), base);
+            base = step.keep;
+        }
+        assert_eq!((base, plan.steps().is_empty()), (0, count == 0));
     }
 }

@@ -30,9 +30,9 @@ pub struct LpnParams {
 
 impl LpnParams {
     /// n = 870,400, k = 2^16, 850 noise bits.
-    pub const N20: Self = Self { log_k: 16, trees: 850, depth: 10, lanes: 10 };
+    pub const N20: Self = Self { log_k: 16, trees: 850, depth: 10, lanes: 5 };
     /// n = 2,396,160, k = 2^17, 1170 noise bits.
-    pub const N21: Self = Self { log_k: 17, trees: 1170, depth: 11, lanes: 10 };
+    pub const N21: Self = Self { log_k: 17, trees: 1170, depth: 11, lanes: 5 };
     /// n = 6,225,920, k = 2^18, 1520 noise bits.
     pub const N22: Self = Self { log_k: 18, trees: 1520, depth: 12, lanes: 4 };
     /// n = 15,564,800, k = 2^19, 1900 noise bits.

@@ -33,6 +33,11 @@ impl CotSenderPool {
         Ok(Self { delta, blocks: Blocks::new(q) })
     }
 
+    /// A pool of runs of blocks that are even already.
+    pub(super) fn of_even_runs(delta: Block, runs: Vec<Zeroizing<Vec<Block>>>) -> Self {
+        Self { delta, blocks: Blocks::of_runs(runs) }
+    }
+
     /// A pool without COTs.
     ///
     /// # Errors
@@ -133,6 +138,10 @@ impl CotReceiverPool {
         Self { blocks: Blocks::new(t) }
     }
 
+    pub(super) fn of_runs(runs: Vec<Zeroizing<Vec<Block>>>) -> Self {
+        Self { blocks: Blocks::of_runs(runs) }
+    }
+
     /// COTs that are left.
     pub fn len(&self) -> usize {
         self.blocks.len
@@ -197,8 +206,12 @@ struct Blocks {
 
 impl Blocks {
     fn new(run: Vec<Block>) -> Self {
-        let len = run.len();
-        Self { runs: VecDeque::from([Zeroizing::new(run)]), next: 0, len }
+        Self::of_runs(vec![Zeroizing::new(run)])
+    }
+
+    fn of_runs(runs: Vec<Zeroizing<Vec<Block>>>) -> Self {
+        let len = runs.iter().map(|run| run.len()).sum();
+        Self { runs: runs.into(), next: 0, len }
     }
 
     fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {
@@ -229,15 +242,29 @@ impl Blocks {
         Ok(taken)
     }
 
+    /// Whole runs move without copying.
     fn split(&mut self, count: usize) -> Result<Self, OtError> {
-        let mut taken = self.take(count)?;
-        Ok(Self::new(std::mem::take(&mut *taken)))
+        if count > self.len {
+            return Err(OtError::PoolEmpty { wanted: count, left: self.len });
+        }
+        let mut part = Self::default();
+        while part.len < count {
+            let run = self.runs.front().map_or(0, |run| run.len() - self.next);
+            let taken = self.take(run.min(count - part.len))?;
+            part.len += taken.len();
+            part.runs.push_back(taken);
+        }
+        Ok(part)
     }
 
     fn append(&mut self, mut other: Self) {
-        let left = other.take(other.len).unwrap_or_default();
-        self.len += left.len();
-        self.runs.push_back(left);
+        if other.next > 0
+            && let Some(run) = other.runs.pop_front()
+        {
+            self.runs.push_back(Zeroizing::new(run[other.next..].to_vec()));
+        }
+        self.len += other.len;
+        self.runs.append(&mut other.runs);
     }
 }
 

@@ -109,9 +109,15 @@ struct Half {
 }
 
 impl Half {
-    /// Tweak of block 0 of the string of `key` in instance `i` of a chunk; the others follow.
-    fn tweak(&self, i: usize, key: u64) -> u64 {
-        SECOND | self.tweak | (i as u64) << 32 | key << 16
+    /// Blocks of the strings of all keys of an instance.
+    fn size(&self) -> usize {
+        self.blocks << self.bits
+    }
+
+    /// Tweak of block 0 of the string of key 0 in instance `i` of a chunk; those of the string's other blocks, the other
+    /// keys and the other instances follow.
+    fn tweak(&self, i: usize) -> u64 {
+        SECOND | self.tweak | (i * self.size()) as u64
     }
 }
 
@@ -240,13 +246,14 @@ pub fn receiver_pads(
                         hashed[2 * i..][..2].copy_from_slice(&key);
                     }
                     let keys = &mut hashed[..2 * pads.len()];
-                    let per_block = 128 / shape.lane;
+                    let per_block = (128 / shape.lane).ilog2();
                     hash.hash_in_place(keys, |at| {
-                        let [own, other] = [at % 2, 1 - at % 2].map(|h| index(at / 2, halves[h]));
-                        halves[at % 2].tweak(at / 2, own) + other / u64::from(per_block)
+                        let half = halves[at % 2];
+                        let [own, other] = [half, halves[1 - at % 2]].map(|h| index(at / 2, h));
+                        half.tweak(at / 2) + own * half.blocks as u64 + (other >> per_block)
                     });
                     for (i, (pad, keys)) in pads.iter_mut().zip(keys.chunks_exact(2)).enumerate() {
-                        let [low, high] = halves.map(|half| index(i, half) as usize % per_block as usize);
+                        let [low, high] = halves.map(|half| index(i, half) as usize & ((1 << per_block) - 1));
                         *pad = piece(keys[0], shape, high) ^ piece(keys[1], shape, low);
                     }
                 }
@@ -354,31 +361,35 @@ fn long_strings(
     scratch: &mut [Block],
 ) {
     let (k, words) = (shape.k as usize, shape.words());
-    let size = |half: &Half| half.blocks << half.bits;
-    let run = (SCRATCH / (size(&halves[0]) + size(&halves[1])).max(2 * k)).max(1);
+    let [low_size, high_size] = halves.map(|half| half.size());
+    let run = (SCRATCH / (low_size + high_size).max(2 * k)).max(1);
     let (hashed, strings) = scratch.split_at_mut(SCRATCH);
     for (r, (out, q)) in out.chunks_mut(run * words).zip(q.chunks(run * k)).enumerate() {
         let (first, count) = (r * run, q.len() / k);
         let hashed = &mut hashed[..2 * q.len()];
         hash_both(hash, delta, q, first * k, hashed);
-        let (low, high) = strings.split_at_mut(count * size(&halves[0]));
-        let mut parts = [low, &mut high[..count * size(&halves[1])]];
+        let (low, high) = strings.split_at_mut(count * low_size);
+        let mut parts = [low, &mut high[..count * high_size]];
         for (half, strings) in halves.iter().zip(&mut parts) {
-            let size = size(half);
-            for (strings, hashed) in strings.chunks_exact_mut(size).zip(hashed.chunks_exact(2 * k)) {
+            let tweak = half.tweak(first);
+            for (strings, hashed) in strings.chunks_exact_mut(half.size()).zip(hashed.chunks_exact(2 * k)) {
                 let labels = &hashed[2 * half.first as usize..][..2 * half.bits as usize];
-                for (key, string) in strings.chunks_exact_mut(half.blocks).enumerate() {
-                    let bits = labels.chunks_exact(2).enumerate();
-                    string.fill(bits.fold(Block::ZERO, |sum, (b, pair)| sum ^ pair[key >> b & 1]));
+                // Keys by doubling, then each in all the places of its string.
+                let mut keys = [Block::ZERO; 16];
+                for (b, pair) in labels.chunks_exact(2).enumerate() {
+                    let (low, high) = keys[..2 << b].split_at_mut(1 << b);
+                    for (low, high) in low.iter_mut().zip(high) {
+                        (*low, *high) = (*low ^ pair[0], *low ^ pair[1]);
+                    }
+                }
+                for (string, &key) in strings.chunks_exact_mut(half.blocks).zip(&keys) {
+                    string.fill(key);
                 }
             }
-            hash.hash_in_place(strings, |at| {
-                let (i, key, block) = (at / size, at % size / half.blocks, at % half.blocks);
-                half.tweak(first + i, key as u64) + block as u64
-            });
+            hash.hash_in_place(strings, |at| tweak + at as u64);
         }
         let [low, high] = &parts;
-        let strings = low.chunks_exact(size(&halves[0])).zip(high.chunks_exact(size(&halves[1])));
+        let strings = low.chunks_exact(low_size).zip(high.chunks_exact(high_size));
         for (out, (low, high)) in out.chunks_exact_mut(words).zip(strings) {
             match shape.lane {
                 8 => join::<u8>(halves, low, high, out),
