@@ -205,3 +205,55 @@ fn wrong_input_is_one_sentence() {
     one_sentence(&run(&args), "/nowhere/data.tsv");
     one_sentence(&over(Path::new("/nowhere/model"), "a.tsv", TABLE, &[]), "/nowhere/model");
 }
+
+/// `heliostat calibrate` over a file; the folder that it may write to.
+fn calibrate(model: &Path, content: &str, more: &[&str]) -> (Output, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("a.tsv"), dir.path().join("out.json"));
+    fs::write(&data, content).unwrap();
+    let args = ["--model", model.to_str().unwrap(), "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    (run(&[&["calibrate"], &args[..], more].concat()), dir)
+}
+
+#[test]
+fn a_calibration_that_loses_too_much_is_refused() {
+    // Cosines always lose something.
+    let embedding = variant(|c| c["architectures"] = json!(["BertModel"]));
+    let (output, dir) = calibrate(embedding.path(), TABLE, &["--max-loss", "0"]);
+    one_sentence(&output, "points of cosine are lost over 5 rows, more than the 0 of --max-loss");
+    assert!(!dir.path().join("out.json").exists());
+    // Few bits lose between 0.1 and 0.2 points, which the default admits.
+    let coarse = ["hidden_frac=6", "weight_frac=5", "query_key_frac=4", "value_frac=4"];
+    let coarse: Vec<&str> = coarse.iter().flat_map(|field| ["--precision", field]).collect();
+    let (output, dir) = calibrate(embedding.path(), TABLE, &[&coarse[..], &["--max-loss", "0.1"]].concat());
+    one_sentence(&output, "more than the 0.1 of --max-loss");
+    assert!(!dir.path().join("out.json").exists());
+    let (output, dir) = calibrate(embedding.path(), TABLE, &coarse);
+    assert!(output.status.success() && dir.path().join("out.json").exists());
+    for wrong in ["hidden_frac", "hidden_frac=x", "colour=3"] {
+        one_sentence(&calibrate(&shipped(), TABLE, &["--precision", wrong]).0, "is not FIELD=BITS");
+    }
+    one_sentence(&calibrate(&shipped(), TABLE, &["--max-loss=-1"]).0, "points from 0 to 100");
+    one_sentence(&calibrate(&shipped(), "sentence\tlabel\ngood\t9\n", &[]).0, "line 2: the label \"9\"");
+}
+
+#[test]
+fn a_calibration_keeps_rings_that_later_rows_need() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = ["--samples", "1", "--headroom-bits", "0", "--report", dir.path().join("r.json").to_str().unwrap()]
+        .map(String::from);
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
+    let table = "sentence\na\nan awful , tedious , incoherent waste of \"everyone 's\" time and money , 1234 !!!\n";
+    let (output, out) = calibrate(&shipped(), table, &more);
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        text.contains("kept wide") && text.contains("overflows  none") && text.contains("1 texts; written"),
+        "{text}"
+    );
+    let checked: AccuracyReport = serde_json::from_slice(&fs::read(dir.path().join("r.json")).unwrap()).unwrap();
+    assert_eq!((checked.rows, checked.overflows.rows), (2, 0));
+    let calibration = out.path().join("out.json");
+    let after = over(&shipped(), "a.tsv", table, &["--json", "--calibration", calibration.to_str().unwrap()]);
+    assert!(report(&after).overflows.edges.is_empty());
+}

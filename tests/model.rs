@@ -165,6 +165,22 @@ fn calibration_narrows_and_is_bound_to_the_checkpoint() {
     assert!(matches!(Model::load_with(&shipped(), Some(&path)), Err(ModelError::Calibration { .. })));
     std::fs::write(&path, b"{").unwrap();
     assert!(matches!(Model::load_with(&shipped(), Some(&path)), Err(ModelError::Calibration { .. })));
+    // What overflows gets its proven magnitudes back, and nothing else does.
+    let (mut wide, positions) = (calibration.clone(), model.manifest().positions());
+    assert!(wide.widen(model.spec(), positions, &["layer1.up".into(), "layer0.scores".into()]).unwrap());
+    let mut expected = calibration.spec.clone();
+    let worst = model.spec();
+    expected.layers[1].up_log2 = worst.layers[1].up_log2;
+    expected.layers[0].query_log2 = worst.layers[0].query_log2;
+    expected.layers[0].key_log2 = worst.layers[0].key_log2;
+    expected.layers[0].score_log2 = worst.layers[0].score_log2;
+    assert_eq!(wide.spec, expected);
+    let ring = |c: &Calibration| c.edges.iter().find(|e| e.name == "layer1.up").unwrap().ring_bits;
+    assert!(ring(&wide) > ring(&calibration));
+    assert!(!wide.widen(model.spec(), positions, &["layer1.up".into()]).unwrap());
+    let all: Vec<String> = calibration.edges.iter().map(|e| e.name.clone()).collect();
+    wide.widen(model.spec(), positions, &all).unwrap();
+    assert_eq!(&wide.spec, model.spec());
     // Nothing to calibrate with.
     assert!(matches!(Calibrator::new(&model).finish(1), Err(ModelError::Input { .. })));
 }

@@ -1,13 +1,14 @@
 //! Calibration: magnitudes narrowed from what is proven to what sample texts show, with headroom.
 //!
 //! The oracle runs every sample in the worst-case description, so that nothing wraps while it is being measured. Padding rows
-//! count like any other, because they flow through the same rings; of the scores only the unmasked ones count.
+//! count like any other, because they flow through the same rings; of the scores only the unmasked ones count. Where the
+//! narrowed description then overflows, [`Calibration::widen`] puts the magnitudes responsible back.
 
 use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BUCKETS, Encoded, Graph, Model, ModelError, ModelSpec, Op, OracleRun, tensors::read};
+use super::{BUCKETS, Encoded, Graph, LayerSpec, Model, ModelError, ModelSpec, Op, OracleRun, tensors::read};
 
 /// The file beside a checkpoint that calibration writes and loading reads.
 pub const CALIBRATION_FILE: &str = "heliostat.json";
@@ -85,11 +86,12 @@ impl<'a> Calibrator<'a> {
     pub fn add(&mut self, text: &Encoded) -> Result<(), ModelError> {
         let run = self.model.oracle(text)?;
         self.observe(&run, text.len());
-        self.samples += 1;
         Ok(())
     }
 
-    fn observe(&mut self, run: &OracleRun, len: usize) {
+    /// Takes the ranges of a run of this model's oracle on a text of `len` real tokens.
+    pub fn observe(&mut self, run: &OracleRun, len: usize) {
+        self.samples += 1;
         let masked =
             |id| run.graph.nodes.iter().any(|n| n.output == id && matches!(n.op, Op::Product { mask: Some(_), .. }));
         for (i, edge) in run.graph.edges.iter().enumerate() {
@@ -151,7 +153,8 @@ impl<'a> Calibrator<'a> {
         for (i, l) in spec.dense.iter_mut().enumerate() {
             largest(format!("dense{i}_raw"), &mut l.out_log2, headroom_bits);
         }
-        let edges = self.report(&spec)?;
+        let observed = |edge: &str| self.ranges.get(edge).map_or(0.0, |r| r.largest);
+        let edges = report(&spec, self.model.manifest().positions(), observed)?;
         Ok(Calibration {
             version: VERSION,
             checkpoint: hex(&self.model.checkpoint().digest),
@@ -161,29 +164,30 @@ impl<'a> Calibrator<'a> {
             edges,
         })
     }
+}
 
-    fn report(&self, spec: &ModelSpec) -> Result<Vec<EdgeReport>, ModelError> {
-        let mut reports: Vec<EdgeReport> = Vec::new();
-        for tokens in buckets(self.model) {
-            let graph = Graph::build(spec, tokens)?;
-            reports.resize(
-                graph.edges.len(),
-                EdgeReport { name: String::new(), ring_bits: 0, frac: 0, observed: 0.0, headroom_bits: f64::INFINITY },
-            );
-            for (report, edge) in reports.iter_mut().zip(&graph.edges) {
-                let observed = self.ranges.get(&edge.name).map_or(0.0, |r| r.largest);
-                let used = libm::log2((observed * libm::exp2(edge.frac as f64)).max(1.0));
-                let headroom = (edge.ring.bits() - 1) as f64 - used;
-                report.headroom_bits = report.headroom_bits.min(libm::round(headroom * 100.0) / 100.0);
-                report.name.clone_from(&edge.name);
-                report.observed = observed;
-                if edge.ring.bits() > report.ring_bits {
-                    (report.ring_bits, report.frac) = (edge.ring.bits(), edge.frac);
-                }
+/// What every edge has room for, given the largest magnitude seen on it.
+fn report(spec: &ModelSpec, positions: usize, observed: impl Fn(&str) -> f64) -> Result<Vec<EdgeReport>, ModelError> {
+    let mut reports: Vec<EdgeReport> = Vec::new();
+    for tokens in BUCKETS.into_iter().filter(|&b| b <= positions) {
+        let graph = Graph::build(spec, tokens)?;
+        reports.resize(
+            graph.edges.len(),
+            EdgeReport { name: String::new(), ring_bits: 0, frac: 0, observed: 0.0, headroom_bits: f64::INFINITY },
+        );
+        for (report, edge) in reports.iter_mut().zip(&graph.edges) {
+            let observed = observed(&edge.name);
+            let used = libm::log2((observed * libm::exp2(edge.frac as f64)).max(1.0));
+            let headroom = (edge.ring.bits() - 1) as f64 - used;
+            report.headroom_bits = report.headroom_bits.min(libm::round(headroom * 100.0) / 100.0);
+            report.name.clone_from(&edge.name);
+            report.observed = observed;
+            if edge.ring.bits() > report.ring_bits {
+                (report.ring_bits, report.frac) = (edge.ring.bits(), edge.frac);
             }
         }
-        Ok(reports)
     }
+    Ok(reports)
 }
 
 impl Calibration {
@@ -205,6 +209,34 @@ impl Calibration {
             return Err(error("it was made for another checkpoint; calibrate again or remove it".into()));
         }
         Ok(calibration)
+    }
+
+    /// Puts the magnitudes that decide the rings of these edges back to those of `worst`, the worst-case description, and
+    /// says whether that changed any. An edge of a layer that no magnitude is named after puts all of its layer's back.
+    ///
+    /// # Errors
+    /// [`ModelError::Spec`] if the wider description has no graph.
+    pub fn widen(&mut self, worst: &ModelSpec, positions: usize, edges: &[String]) -> Result<bool, ModelError> {
+        let before = self.spec.clone();
+        for edge in edges {
+            if edge == "embedding" {
+                self.spec.embedding_log2 = worst.embedding_log2;
+            }
+            for (i, (own, wide)) in self.spec.layers.iter_mut().zip(&worst.layers).enumerate() {
+                if let Some(name) = edge.strip_prefix(&format!("layer{i}.")) {
+                    widen_layer(own, wide, name);
+                }
+            }
+            // Pooled rows and the outputs of dense layers flow through the rings of the head.
+            if edge.starts_with("dense") || edge.starts_with("pool") {
+                for (own, wide) in self.spec.dense.iter_mut().zip(&worst.dense) {
+                    own.out_log2 = wide.out_log2;
+                }
+            }
+        }
+        let seen: BTreeMap<String, f64> = self.edges.iter().map(|e| (e.name.clone(), e.observed)).collect();
+        self.edges = report(&self.spec, positions, |edge| seen.get(edge).copied().unwrap_or(0.0))?;
+        Ok(self.spec != before)
     }
 
     /// Writes the file.
@@ -257,10 +289,26 @@ pub fn random_samples(model: &Model, count: usize, max_tokens: usize) -> Vec<Enc
         .collect()
 }
 
-/// The buckets that a model admits.
-fn buckets(model: &Model) -> impl Iterator<Item = usize> {
-    let positions = model.manifest().positions();
-    BUCKETS.into_iter().filter(move |&b| b <= positions)
+/// The magnitudes behind an edge of a layer.
+fn widen_layer(own: &mut LayerSpec, wide: &LayerSpec, edge: &str) {
+    let starts = |names: &[&str]| names.iter().any(|name| edge.starts_with(name));
+    if starts(&["query", "key", "scores"]) {
+        (own.query_log2, own.key_log2, own.score_log2) = (wide.query_log2, wide.key_log2, wide.score_log2);
+    } else if starts(&["value", "exp", "reciprocal", "weighted", "context"]) {
+        (own.value_log2, own.attention_log2) = (wide.value_log2, wide.attention_log2);
+    } else if starts(&["attention"]) {
+        own.attention_log2 = wide.attention_log2;
+        own.attention_squares_log2 = wide.attention_squares_log2;
+        own.attention_squares_min_log2 = wide.attention_squares_min_log2;
+    } else if starts(&["up", "activation"]) {
+        own.up_log2 = wide.up_log2;
+    } else if starts(&["down"]) {
+        own.down_log2 = wide.down_log2;
+        own.down_squares_log2 = wide.down_squares_log2;
+        own.down_squares_min_log2 = wide.down_squares_min_log2;
+    } else {
+        own.clone_from(wide);
+    }
 }
 
 fn log2(x: f64) -> i32 {

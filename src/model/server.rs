@@ -129,6 +129,11 @@ impl Model {
         &self.checkpoint
     }
 
+    /// Gives the checkpoint back, to make a model with other numbers of it.
+    pub fn into_checkpoint(self) -> Checkpoint {
+        self.checkpoint
+    }
+
     /// The public part.
     pub fn manifest(&self) -> &Manifest {
         self.client.manifest()

@@ -62,6 +62,23 @@ pub enum ReportError {
         /// Names of the edges.
         edges: String,
     },
+    /// Narrowed rings lose more than allowed.
+    #[error(
+        "with narrowed rings {points:.3} points of {of} are lost over {rows} rows, more than the {limit} of --max-loss ({widest:.3} \
+         with the widest rings), so that nothing was written: give more texts, more --headroom-bits or a larger --max-loss"
+    )]
+    Loss {
+        /// Points lost.
+        points: f64,
+        /// Of which figure.
+        of: String,
+        /// Rows that show it.
+        rows: usize,
+        /// Points allowed.
+        limit: f64,
+        /// Points lost before narrowing.
+        widest: f64,
+    },
     /// The private result is not the oracle's.
     #[error("the private output differs from the oracle's in {differing} of {values} values: please report this")]
     Differs {

@@ -6,12 +6,13 @@
 //! files whole or not at all.
 //!
 //! [`accuracy`] compares the fixed-point model with the floating-point one over a labelled file, which [`dataset`] reads, by
-//! the figures of [`metrics`].
+//! the figures of [`metrics`]; [`gate`] calibrates with it.
 
 pub mod accuracy;
 pub mod dataset;
 pub mod fields;
 pub mod file;
+pub mod gate;
 pub mod inputs;
 pub mod local;
 pub mod measure;

@@ -91,6 +91,14 @@ fn bytes(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "not a number of bytes such as 1000000, 512M or 4G".into())
 }
 
+/// Points from 0 to 100.
+fn points(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|p| (0.0..=100.0).contains(p))
+        .ok_or_else(|| "not points from 0 to 100, such as 0.3".into())
+}
+
 /// What to run.
 #[derive(Args)]
 pub struct Texts {
@@ -352,13 +360,20 @@ pub struct Calibrate {
     /// Model folder
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Sample texts, one a line or a .tsv [default: random tokens of the model]
+    /// Sample texts: .tsv, .csv, or one text a line [default: random tokens of the model]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Columns of the sample texts, as for `accuracy` [default: found]
+    #[arg(long, value_name = "COLUMNS", requires = "data")]
+    pub columns: Option<Columns>,
+    /// Points of the task's metric, or without labels of agreement with the floating-point model, that the result may lose on
+    /// the sample texts and as many rows after them [default: 0.3 with --data, else any]
+    #[arg(long, value_name = "POINTS", value_parser = points)]
+    pub max_loss: Option<f64>,
     /// Where to write [default: heliostat.json in the model folder]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Most sample texts that are used
+    /// Most rows that ranges are taken from
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub samples: u32,
     /// Longer texts are cut
@@ -367,6 +382,12 @@ pub struct Calibrate {
     /// Bits added to the largest magnitudes seen
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=8))]
     pub headroom_bits: Option<u32>,
+    /// A field of the numbers' precision, such as hidden_frac=11; may be repeated
+    #[arg(long, value_name = "FIELD=BITS")]
+    pub precision: Vec<String>,
+    /// Write what the result loses as JSON, in the form of `accuracy`
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -152,6 +152,25 @@ impl<'a> Evaluation<'a> {
         })
     }
 
+    /// Encoded texts without labels.
+    ///
+    /// # Errors
+    /// [`ReportError::Task`] for a head that has no task.
+    pub fn of_texts(model: &'a Model, texts: Vec<Encoded>) -> Result<Self, ReportError> {
+        let prepare =
+            |(i, encoded)| Prepared { line: i + 1, texts: vec![(TextInput::new(""), encoded)], target: Target::None };
+        Ok(Self {
+            model,
+            task: task(model, None)?,
+            data: "random tokens".into(),
+            columns: "no labels".into(),
+            rows_in_file: texts.len(),
+            rows: texts.into_iter().enumerate().map(prepare).collect(),
+            labelled: false,
+            notices: Vec::new(),
+        })
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -162,8 +181,7 @@ impl<'a> Evaluation<'a> {
         self.rows.is_empty()
     }
 
-    /// All texts in their order, for calibration.
-    pub fn texts(&self) -> impl Iterator<Item = &Encoded> {
+    fn texts(&self) -> impl Iterator<Item = &Encoded> {
         self.rows.iter().flat_map(|r| r.texts.iter().map(|(_, encoded)| encoded))
     }
 
@@ -243,17 +261,12 @@ impl fmt::Display for Task {
 
 /// The head's task, if it is the one that was asked for.
 fn task(model: &Model, asked: Option<Task>) -> Result<Task, ReportError> {
-    let manifest = model.manifest();
-    let own = match manifest.output {
+    let own = match model.manifest().output {
         OutputKind::Classification => Task::Classification,
         OutputKind::Regression => Task::Regression,
         OutputKind::TokenClassification => Task::Tokens,
         OutputKind::Embedding { .. } => Task::Embedding,
     };
-    let outputs = manifest.labels.len();
-    if own == Task::Regression && outputs != 1 {
-        return Err(ReportError::Task { reason: format!("the head has {outputs} values, and a score is one") });
-    }
     match asked {
         Some(asked) if asked != own => {
             Err(ReportError::Task { reason: format!("the model's head is for the task {own}, not {asked}") })
@@ -266,6 +279,10 @@ fn task(model: &Model, asked: Option<Task>) -> Result<Task, ReportError> {
 fn target(model: &Model, task: Task, row: &Row) -> Result<Target, String> {
     let Some(written) = &row.target else { return Ok(Target::None) };
     let number = written.parse::<f64>().ok().filter(|x| x.is_finite());
+    let outputs = model.manifest().labels.len();
+    if task == Task::Regression && outputs != 1 {
+        return Err(format!("a score is one value, but the model gives {outputs}: --columns text=NAME leaves it out"));
+    }
     if matches!(task, Task::Regression | Task::Embedding) {
         return number.map(Target::Score).ok_or_else(|| format!("the score {written:?} is not a number"));
     }
