@@ -254,6 +254,14 @@ pub trait Backend: Send + Sync {
         MemoryUse::default()
     }
 
+    /// Gives back device memory that is kept for reuse, wiped where the options say so, as between the connections of a server.
+    ///
+    /// # Errors
+    /// A failing device.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What went wrong on the device while another one did the work in its place, for reports; `None` where nothing has. One
     /// sentence without a full stop.
     fn degraded(&self) -> Option<String> {

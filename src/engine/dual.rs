@@ -104,6 +104,11 @@ impl<A: Backend, B: Backend> Backend for DualBackend<A, B> {
         self.gpu.memory()
     }
 
+    fn release(&self) -> Result<()> {
+        self.gpu.release()?;
+        self.cpu.release()
+    }
+
     fn upload(&self, words: &[u32]) -> Result<Buffer> {
         let detail = format!("{} words", words.len());
         self.pair(Op::Upload, self.gpu.upload(words), self.cpu.upload(words), &detail)

@@ -17,7 +17,10 @@ use super::{ProtocolError, Result, SecretVec, ShareBoard};
 use crate::{
     arith::sample::SecureRng,
     model::{Graph, NodeId},
-    mpc::block::Block,
+    mpc::{
+        block::Block,
+        ot::{CotReceiverPool, CotSenderPool},
+    },
 };
 
 /// Identifies one inference of a connection; part of every frame and of every hash key.
@@ -83,6 +86,31 @@ impl Drop for SecretBlocks {
     }
 }
 
+/// Random COTs of both directions for the layers that are evaluated on shares, as one party holds them.
+pub struct CotPools {
+    /// As the party that chooses.
+    pub receives: CotReceiverPool,
+    /// As the party with the offset.
+    pub sends: CotSenderPool,
+}
+
+impl CotPools {
+    /// COTs of both directions.
+    pub fn len(&self) -> usize {
+        self.receives.len() + self.sends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moves COTs of both directions to pools of their own.
+    pub(super) fn split(&mut self, receives: usize, sends: usize) -> Result<Self> {
+        Ok(Self { receives: self.receives.split(receives)?, sends: self.sends.split(sends)? })
+    }
+}
+
 /// The client's side.
 pub struct ClientCorrelation {
     /// The inference.
@@ -93,6 +121,7 @@ pub struct ClientCorrelation {
     products: Mutex<HashMap<NodeId, SecretVec>>,
     /// Labels of the client's input bits.
     labels: Mutex<HashMap<ChunkKey, SecretBlocks>>,
+    pools: Mutex<Option<CotPools>>,
     /// Where the garbled tables are.
     pub tables: Box<dyn TableStore>,
     spent: AtomicBool,
@@ -106,6 +135,7 @@ impl ClientCorrelation {
             board: ShareBoard::draw(graph, rng),
             products: Mutex::default(),
             labels: Mutex::default(),
+            pools: Mutex::default(),
             tables,
             spent: AtomicBool::new(false),
         }
@@ -124,6 +154,7 @@ impl ClientCorrelation {
             board: ShareBoard::restore(shares),
             products: Mutex::new(products.into_iter().map(|(k, v)| (k, SecretVec::new(v))).collect()),
             labels: Mutex::new(labels.into_iter().map(|(k, v)| (k, SecretBlocks::new(v))).collect()),
+            pools: Mutex::default(),
             tables,
             spent: AtomicBool::new(false),
         }
@@ -139,6 +170,15 @@ impl ClientCorrelation {
         lock(&self.products)
             .remove(&node)
             .ok_or_else(|| ProtocolError::Missing { what: format!("the product of node {}", node.0) })
+    }
+
+    pub(super) fn put_pools(&self, pools: CotPools) {
+        *lock(&self.pools) = Some(pools);
+    }
+
+    /// Takes the COTs of the layers on shares, if there are any.
+    pub(super) fn take_pools(&self) -> Option<CotPools> {
+        lock(&self.pools).take()
     }
 
     pub(super) fn put_labels(&self, key: ChunkKey, labels: Vec<Block>) {
@@ -210,6 +250,7 @@ pub struct ServerCorrelation {
     masks: Mutex<HashMap<NodeId, ServerProduct>>,
     products: Mutex<HashMap<NodeId, SecretVec>>,
     permute: Mutex<HashMap<ChunkKey, Zeroizing<Vec<u8>>>>,
+    pools: Mutex<Option<CotPools>>,
     spent: AtomicBool,
 }
 
@@ -228,6 +269,7 @@ impl ServerCorrelation {
             masks: Mutex::default(),
             products: Mutex::default(),
             permute: Mutex::default(),
+            pools: Mutex::default(),
             spent: AtomicBool::new(false),
         }
     }
@@ -269,6 +311,15 @@ impl ServerCorrelation {
         lock(&self.products)
             .remove(&node)
             .ok_or_else(|| ProtocolError::Missing { what: format!("the product of node {}", node.0) })
+    }
+
+    pub(super) fn put_pools(&self, pools: CotPools) {
+        *lock(&self.pools) = Some(pools);
+    }
+
+    /// As at the client.
+    pub(super) fn take_pools(&self) -> Option<CotPools> {
+        lock(&self.pools).take()
     }
 
     pub(super) fn put_permute(&self, key: ChunkKey, bits: Vec<u8>) {

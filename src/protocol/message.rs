@@ -92,6 +92,20 @@ pub enum Message {
         /// Correlated messages.
         message: Vec<u8>,
     },
+    /// Both ways, client first: a round of random OTs.
+    Cots {
+        /// This end's message of the round.
+        payload: Vec<u8>,
+    },
+    /// Both ways: a message of a layer that is evaluated on shares.
+    Shared {
+        /// Node of the graph.
+        node: u32,
+        /// Chunk of the node.
+        chunk: u32,
+        /// The message, as the layer's protocol has it.
+        payload: Vec<u8>,
+    },
     /// Up: the client's inputs less its masks.
     Input {
         /// Embedded tokens.
@@ -152,6 +166,8 @@ impl Message {
             Self::Tables { .. } => 0x34,
             Self::ProductDown { .. } => 0x35,
             Self::ProductUp { .. } => 0x36,
+            Self::Cots { .. } => 0x37,
+            Self::Shared { .. } => 0x46,
             Self::Input { .. } => 0x40,
             Self::Labels { .. } => 0x41,
             Self::Masked { .. } => 0x42,
@@ -173,6 +189,8 @@ impl Message {
             Self::Extend { .. } => "an OT extension",
             Self::Tables { .. } => "garbled tables",
             Self::ProductDown { .. } | Self::ProductUp { .. } => "OT product messages",
+            Self::Cots { .. } => "random OTs",
+            Self::Shared { .. } => "a message of a shared layer",
             Self::Input { .. } => "masked inputs",
             Self::Labels { .. } => "wire labels",
             Self::Masked { .. } => "masked operands",
@@ -195,7 +213,10 @@ impl Message {
                     w.bytes(part);
                 }
             }
-            Self::BaseOffer { offer: a } | Self::BaseReply { choice: a } | Self::Open { share: a } => {
+            Self::BaseOffer { offer: a }
+            | Self::BaseReply { choice: a }
+            | Self::Cots { payload: a }
+            | Self::Open { share: a } => {
                 w.bytes(a);
             }
             Self::BaseChoice { choice: a, offer: b } | Self::Input { embedding: a, pool: b } => {
@@ -204,6 +225,7 @@ impl Message {
             Self::Extend { node, chunk, matrix: a }
             | Self::Tables { node, chunk, tables: a }
             | Self::ProductUp { node, chunk, message: a }
+            | Self::Shared { node, chunk, payload: a }
             | Self::Labels { node, chunk, labels: a } => {
                 w.u32(*node).u32(*chunk).bytes(a);
             }
@@ -242,6 +264,8 @@ impl Message {
                 matrix: vec(&mut r)?,
             },
             0x36 => Self::ProductUp { node: r.u32("node")?, chunk: r.u32("chunk")?, message: vec(&mut r)? },
+            0x37 => Self::Cots { payload: vec(&mut r)? },
+            0x46 => Self::Shared { node: r.u32("node")?, chunk: r.u32("chunk")?, payload: vec(&mut r)? },
             0x40 => Self::Input { embedding: vec(&mut r)?, pool: vec(&mut r)? },
             0x41 => Self::Labels { node: r.u32("node")?, chunk: r.u32("chunk")?, labels: vec(&mut r)? },
             0x42 => Self::Masked { node: r.u32("node")?, left: vec(&mut r)?, right: vec(&mut r)? },
@@ -302,6 +326,8 @@ mod tests {
             Message::Tables { node: 1, chunk: 2, tables: v(9) },
             Message::ProductDown { node: 1, chunk: 2, message: v(9), matrix: v(0) },
             Message::ProductUp { node: 1, chunk: 2, message: v(9) },
+            Message::Cots { payload: v(9) },
+            Message::Shared { node: 1, chunk: 2, payload: v(9) },
             Message::Input { embedding: v(3), pool: v(1) },
             Message::Labels { node: 1, chunk: 2, labels: v(16) },
             Message::Masked { node: 1, left: v(2), right: v(3) },

@@ -4,6 +4,7 @@
 //! [`Machine`] over typed [`Message`]s. What is kept between the phases is a correlation; the graph says what there is to
 //! do, and a [`Plan`] says in which pieces. `ARCHITECTURE.md` describes the protocol, `SECURITY.md` what it hides.
 
+mod choose;
 mod correlation;
 mod error;
 mod he_plan;
@@ -12,6 +13,7 @@ mod message;
 mod offline;
 mod online;
 mod plan;
+mod settings;
 mod shares;
 #[cfg(test)]
 mod tests;
@@ -19,8 +21,9 @@ mod tests;
 mod transcript_tests;
 mod weights;
 
+pub use choose::{Circumstances, Decision, Nonlinear, OtChoice, decide};
 pub use correlation::{
-    ChunkKey, ClientCorrelation, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
+    ChunkKey, ClientCorrelation, CotPools, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
     ServerProduct, SessionId, TableStore,
 };
 pub use error::{ProtocolError, Result};
@@ -29,7 +32,8 @@ pub use machine::{Machine, Turn, WorkSpan, drive_pair};
 pub use message::{Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
-pub use plan::{GarbledPlan, OtPlan, Plan, ProductPlan};
+pub use plan::{CotDemand, GarbledPlan, OtPlan, Plan, ProductPlan, SharedPlan};
+pub use settings::{LayerKind, Method, Methods, OtMethod, Settings};
 pub use shares::{SecretVec, ShareBoard, row_sums};
 pub use weights::OnlineWeights;
 

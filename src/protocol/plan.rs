@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    ProtocolError, Result,
+    CotPools, LayerKind, Method, OtMethod, ProtocolError, Result, SessionId, Settings,
     he_plan::{HeItem, he_items},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
             Gadget, GadgetError,
             half_gates::{GROUP, tables_len},
         },
-        shared::ProductShape,
+        shared::{Party, ProductShape, Role, SharedFunction},
     },
 };
 
@@ -94,13 +94,109 @@ impl ProductPlan {
     }
 }
 
-/// Offline work of the OT lane for one node.
+/// A node that is evaluated on shares, online, chunk by chunk side by side.
+#[derive(Clone)]
+pub struct SharedPlan {
+    /// The function of one row of [`Self::cols`] elements.
+    pub function: Arc<SharedFunction>,
+    /// Elements of a row: 1 for elementwise functions.
+    pub cols: usize,
+    /// Rows in all.
+    pub rows: usize,
+    /// Rows of a chunk.
+    pub per_chunk: usize,
+}
+
+impl SharedPlan {
+    /// Number of chunks.
+    pub fn chunks(&self) -> usize {
+        self.rows.div_ceil(self.per_chunk)
+    }
+
+    /// Elements of a chunk.
+    pub fn elements(&self, index: usize) -> std::ops::Range<usize> {
+        let start = index * self.per_chunk;
+        start * self.cols..(start + self.per_chunk).min(self.rows) * self.cols
+    }
+
+    /// COTs of a chunk.
+    pub fn cots(&self, index: usize) -> CotDemand {
+        let cots = self.function.cots(self.elements(index).len());
+        CotDemand { client_receives: cots.server_sends, client_sends: cots.client_sends }
+    }
+
+    /// The party that evaluates a chunk, with COTs of its own.
+    pub(super) fn party(
+        &self,
+        role: Role,
+        session: &SessionId,
+        node: NodeId,
+        chunk: usize,
+        pools: &mut Option<CotPools>,
+    ) -> Result<Party> {
+        let demand = match role {
+            Role::Client => self.cots(chunk),
+            Role::Server => self.cots(chunk).reversed(),
+        };
+        let missing = || ProtocolError::Missing { what: "the OTs of the layers on shares".into() };
+        let pools = pools.as_mut().ok_or_else(missing)?.split(demand.client_receives, demand.client_sends)?;
+        let first = self.elements(chunk).start as u64;
+        let session = crate::mpc::block::Block::from_bytes(*session);
+        Ok(Party::new(role, session, node.0 as u32, pools.sends, pools.receives))
+    }
+
+    /// Bytes of all messages, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        (0..self.chunks()).map(|c| self.function.bytes(self.elements(c).len())).fold((0, 0), |sum, (up, down)| {
+            (sum.0 + up as u64, sum.1 + down as u64)
+        })
+    }
+
+    /// COTs of all chunks.
+    pub fn all_cots(&self) -> CotDemand {
+        (0..self.chunks()).map(|c| self.cots(c)).sum()
+    }
+}
+
+/// COTs by direction, from the client's point of view.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CotDemand {
+    /// The client chooses.
+    pub client_receives: usize,
+    /// The server chooses.
+    pub client_sends: usize,
+}
+
+impl CotDemand {
+    /// From the other party's point of view.
+    pub fn reversed(self) -> Self {
+        Self { client_receives: self.client_sends, client_sends: self.client_receives }
+    }
+
+    /// Of both directions.
+    pub fn total(self) -> usize {
+        self.client_receives + self.client_sends
+    }
+}
+
+impl std::iter::Sum for CotDemand {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            client_receives: a.client_receives + b.client_receives,
+            client_sends: a.client_sends + b.client_sends,
+        })
+    }
+}
+
+/// What a node that communicates needs besides HE: offline work of the OT lane, or OTs for its online part.
 #[derive(Clone)]
 pub enum OtPlan {
     /// Tables and the client's labels.
     Garbled(GarbledPlan),
     /// Products of shares.
     Product(ProductPlan),
+    /// Random OTs only: the node is evaluated online.
+    Shared(SharedPlan),
 }
 
 impl OtPlan {
@@ -109,6 +205,21 @@ impl OtPlan {
         match self {
             Self::Garbled(g) => g.chunks(),
             Self::Product(p) => p.chunks(),
+            Self::Shared(s) => s.chunks(),
+        }
+    }
+
+    /// COTs that the node takes.
+    pub fn cots(&self) -> CotDemand {
+        match self {
+            Self::Garbled(g) => {
+                CotDemand { client_receives: g.instances * g.gadget.circuit().evaluator_inputs(), client_sends: 0 }
+            }
+            Self::Product(p) => {
+                let ots = p.rows * p.ring.bits() as usize;
+                CotDemand { client_receives: ots, client_sends: if p.both { ots } else { 0 } }
+            }
+            Self::Shared(s) => s.all_cots(),
         }
     }
 }
@@ -117,6 +228,8 @@ impl OtPlan {
 pub struct Plan {
     /// The graph.
     pub graph: Graph,
+    /// What the parties agreed on.
+    pub settings: Settings,
     /// The HE lane's work, in execution order.
     pub he: Vec<(NodeId, HeItem)>,
     ot: HashMap<NodeId, OtPlan>,
@@ -124,13 +237,20 @@ pub struct Plan {
 
 impl Plan {
     /// Derives circuits and chunks.
-    pub fn new(graph: Graph, params: &ParameterSet) -> Result<Self> {
+    ///
+    /// # Errors
+    /// A layer that cannot be evaluated as the settings say, or work that the parameters cannot carry.
+    pub fn new(graph: Graph, params: &ParameterSet, settings: Settings) -> Result<Self> {
         let mut cache: HashMap<String, Arc<Gadget>> = HashMap::new();
         let mut ot = HashMap::new();
         for (id, node) in graph.iter() {
             match &node.op {
-                Op::Garbled { .. } => {
-                    ot.insert(id, OtPlan::Garbled(garbled_plan(&graph, id, &mut cache)?));
+                Op::Garbled { function, .. } => {
+                    let plan = match settings.methods.of(LayerKind::of(function)) {
+                        Method::Garbled => OtPlan::Garbled(garbled_plan(&graph, id, &mut cache)?),
+                        Method::Shared => OtPlan::Shared(shared_plan(&graph, id)?),
+                    };
+                    ot.insert(id, plan);
                 }
                 Op::SquareSum { input } => {
                     let edge = graph.edge(*input);
@@ -144,7 +264,7 @@ impl Plan {
             }
         }
         let he = he_items(&graph, params)?;
-        Ok(Self { graph, he, ot })
+        Ok(Self { graph, settings, he, ot })
     }
 
     /// The OT lane's work for a node, if it has any.
@@ -163,6 +283,35 @@ impl Plan {
         }
     }
 
+    /// The plan of a node that is evaluated on shares.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Mismatch`] if it is not.
+    pub fn shared(&self, node: NodeId) -> Result<&SharedPlan> {
+        match self.ot.get(&node) {
+            Some(OtPlan::Shared(plan)) => Ok(plan),
+            _ => Err(ProtocolError::Mismatch { detail: format!("node {} is not evaluated on shares", node.0) }),
+        }
+    }
+
+    /// COTs of the layers on shares.
+    pub fn shared_cots(&self) -> CotDemand {
+        self.ot.values().filter(|p| matches!(p, OtPlan::Shared(_))).map(OtPlan::cots).sum()
+    }
+
+    /// COTs that are made at random before anything else: those of the layers on shares, and with silent OT all others.
+    pub fn pooled_cots(&self) -> CotDemand {
+        match self.settings.ot {
+            OtMethod::Iknp => self.shared_cots(),
+            OtMethod::Silent => self.all_cots(),
+        }
+    }
+
+    /// COTs of all nodes.
+    pub fn all_cots(&self) -> CotDemand {
+        self.ot.values().map(OtPlan::cots).sum()
+    }
+
     /// AND gates of all garbled nodes.
     pub fn and_gates(&self) -> u64 {
         self.ot.values().map(|p| if let OtPlan::Garbled(g) = p { g.and_gates() } else { 0 }).sum()
@@ -173,7 +322,7 @@ impl Plan {
         let wanted = |id: &NodeId| match self.ot.get(id) {
             Some(OtPlan::Garbled(_)) => garbled,
             Some(OtPlan::Product(_)) => products,
-            None => false,
+            Some(OtPlan::Shared(_)) | None => false,
         };
         self.graph.iter().map(|(id, _)| id).filter(wanted).collect()
     }
@@ -202,6 +351,22 @@ fn garbled_plan(graph: &Graph, id: NodeId, cache: &mut HashMap<String, Arc<Gadge
     // Whole lockstep groups where there are several.
     let per_chunk = if per_chunk > GROUP { per_chunk / GROUP * GROUP } else { per_chunk };
     Ok(GarbledPlan { gadget, instances, per_chunk })
+}
+
+/// Elements of one chunk of a shared layer: messages of a few MiB, and work for all threads.
+const CHUNK_SHARED: usize = 1 << 15;
+
+fn shared_plan(graph: &Graph, id: NodeId) -> Result<SharedPlan> {
+    let node = graph.node(id);
+    let Op::Garbled { function, input } = &node.op else {
+        return Err(ProtocolError::Mismatch { detail: format!("{} is not a non-linear function", node.name) });
+    };
+    let (from, to) = (graph.edge(*input), graph.edge(node.output));
+    let cols = if matches!(function, Function::Exp(_)) { from.cols } else { 1 };
+    let function = Arc::new(SharedFunction);
+    let rows = from.len() / cols;
+    let per_chunk = (CHUNK_SHARED / cols).clamp(1, rows.max(1));
+    Ok(SharedPlan { function, cols, rows, per_chunk })
 }
 
 fn build(

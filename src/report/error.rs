@@ -87,6 +87,12 @@ pub enum ReportError {
         /// Values in all.
         values: usize,
     },
+    /// The private result is too far from the oracle's.
+    #[error("the private output is {difference:.4} from the oracle's, more than layers on shares explain: please report this")]
+    Far {
+        /// Largest difference of a value.
+        difference: f64,
+    },
     /// A digest is not 64 hexadecimal digits.
     #[error("`{given}` is no model digest: write the 64 hexadecimal digits that `heliostat serve` prints")]
     BadDigest {

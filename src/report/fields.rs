@@ -38,6 +38,9 @@ pub struct Report {
     pub phases: Vec<StepReport>,
     /// Engine operations that this process ran.
     pub ops: Vec<OpReport>,
+    /// How non-linear layers were evaluated.
+    #[serde(default)]
+    pub nonlinear: NonlinearReport,
     /// Garbled circuits.
     pub garbled: GarbledReport,
     /// Homomorphic encryption.
@@ -113,8 +116,11 @@ pub struct InputReport {
     pub oracle_outputs: Option<Vec<f64>>,
     /// The floating-point model's outputs.
     pub float_outputs: Option<Vec<f64>>,
-    /// Whether private outputs and oracle are the same ring values.
+    /// Whether private outputs and oracle are the same ring values, as they are where every layer is garbled.
     pub oracle_equal: Option<bool>,
+    /// Largest difference of a private output from the oracle's.
+    #[serde(default)]
+    pub oracle_difference: Option<f64>,
     /// What failed.
     pub error: Option<String>,
     /// Its offline phase.
@@ -181,6 +187,19 @@ pub struct OpReport {
     pub compared: u64,
 }
 
+/// How non-linear layers were evaluated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NonlinearReport {
+    /// By bucket: `garbled`, `shared`, or which kinds of layers are which.
+    pub methods: BTreeMap<usize, String>,
+    /// Why, where it was left to the program.
+    pub reasons: Vec<String>,
+    /// Elements of layers that were evaluated on shares.
+    pub shared_elements: u64,
+    /// Bytes of their messages, both ways, the making of their OTs apart.
+    pub shared_bytes: u64,
+}
+
 /// Garbled circuits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GarbledReport {
@@ -206,10 +225,13 @@ pub struct HeReport {
 }
 
 /// Oblivious transfers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OtReport {
     /// Extended OTs, both directions.
     pub count: u64,
+    /// How they were made, by bucket: `iknp` or `silent`.
+    #[serde(default)]
+    pub methods: BTreeMap<usize, String>,
 }
 
 impl Report {

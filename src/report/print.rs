@@ -38,7 +38,11 @@ fn write_input(out: &mut String, entry: &InputReport) -> fmt::Result {
         writeln!(out, "  outputs {}", numbers(outputs))?;
     }
     if let (Some(equal), Some(float)) = (entry.oracle_equal, &entry.float_outputs) {
-        let equal = if equal { "oracle equal" } else { "ORACLE DIFFERS" };
+        let equal = match entry.oracle_difference {
+            _ if equal => "oracle equal".to_string(),
+            Some(difference) => format!("within {difference:.4} of the oracle"),
+            None => "ORACLE DIFFERS".to_string(),
+        };
         writeln!(out, "  {equal}; float model {}", numbers(float))?;
     }
     if let (Some(tokens), Some(bucket)) = (entry.tokens, entry.bucket) {
@@ -73,13 +77,24 @@ fn write_summary(out: &mut String, r: &Report) -> fmt::Result {
         writeln!(out, "offline  {}", totals(&r.offline))?;
         writeln!(out, "online   {}", totals(&r.online))?;
     }
+    for (bucket, methods) in &r.nonlinear.methods {
+        writeln!(out, "layers   {methods} (bucket {bucket})")?;
+    }
+    for reason in &r.nonlinear.reasons {
+        writeln!(out, "         {reason}")?;
+    }
     writeln!(out, "garbled  {} AND gates, {}", r.garbled.and_gates, bytes(r.garbled.bytes))?;
     writeln!(
         out,
         "HE       {} ciphertexts up, {} down, {} products, {} key switches",
         r.he.ciphertexts_up, r.he.ciphertexts_down, r.he.products, r.he.key_switches
     )?;
-    writeln!(out, "OT       {}", r.ot.count)?;
+    if r.nonlinear.shared_elements > 0 {
+        let shared = &r.nonlinear;
+        writeln!(out, "shared   {} elements, {}", shared.shared_elements, bytes(shared.shared_bytes))?;
+    }
+    let kinds: Vec<&str> = r.ot.methods.values().map(String::as_str).collect();
+    writeln!(out, "OT       {} {}", r.ot.count, kinds.join(", "))?;
     if !r.busy.is_empty() {
         let shares: Vec<String> = r.busy.iter().map(|(lane, share)| format!("{lane} {:.0} %", share * 100.0)).collect();
         writeln!(out, "busy     {} of the offline time", shares.join(", "))?;
@@ -136,6 +151,7 @@ mod tests {
             oracle_outputs: Some(vec![-1.0, 1.0]),
             float_outputs: Some(vec![-1.01, 1.0]),
             oracle_equal: Some(true),
+            oracle_difference: None,
             error: None,
             offline: Some(cost),
             online: None,

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use super::{
     ReportError,
     fields::{
-        BackendReport, Calibration, GarbledReport, HeReport, InputReport, OpReport, OtReport, PhaseTotals, Report,
-        StepReport,
+        BackendReport, Calibration, GarbledReport, HeReport, InputReport, NonlinearReport, OpReport, OtReport,
+        PhaseTotals, Report, StepReport,
     },
     inputs::TextInput,
     measure,
@@ -20,7 +20,9 @@ use crate::{
         session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, busy, overlap},
     },
     packing::{CoefficientPacking, Packing},
-    protocol::{HeItem, Plan},
+    protocol::{
+        Circumstances, Decision, HeItem, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide, parameter_set,
+    },
 };
 
 /// How garbled tables are kept between the phases.
@@ -36,11 +38,16 @@ pub enum TableChoice {
 
 impl TableChoice {
     /// The offline half of an inference: made now, or taken from the store.
-    fn prepare(&self, session: &mut ClientSession, bucket: usize) -> Result<Prepared, SessionError> {
+    fn prepare(
+        &self,
+        session: &mut ClientSession,
+        bucket: usize,
+        settings: Settings,
+    ) -> Result<Prepared, SessionError> {
         match self {
-            Self::Spool(dir) => session.offline(bucket, Tables::Spool(dir.clone())),
-            Self::Interleaved => session.offline(bucket, Tables::Interleaved),
-            Self::Kept(dir) => session.resume(dir, bucket),
+            Self::Spool(dir) => session.offline(bucket, settings, Tables::Spool(dir.clone())),
+            Self::Interleaved => session.offline(bucket, settings, Tables::Interleaved),
+            Self::Kept(dir) => session.resume(dir, bucket, settings),
         }
     }
 
@@ -60,6 +67,12 @@ pub struct RunOptions {
     pub max_tokens: usize,
     /// Where garbled tables go.
     pub tables: TableChoice,
+    /// How non-linear layers are evaluated.
+    pub nonlinear: Nonlinear,
+    /// How OTs are made.
+    pub ot: OtChoice,
+    /// The link and the machine, where that is to be chosen.
+    pub circumstances: Circumstances,
     /// Whether spans are kept for a trace.
     pub keep_spans: bool,
 }
@@ -94,10 +107,16 @@ pub trait Connect {
     }
 }
 
+/// How far from the oracle, as a part of its largest output or of 1, a result may be where layers were evaluated on shares:
+/// errors of a unit here and there do not add up to more, a wrong protocol gives anything.
+const SHARED_TOLERANCE: f64 = 0.1;
+
 /// The private result of one text, before it is compared.
 struct Private {
     values: Vec<i64>,
     outputs: Outputs,
+    /// Whether every layer was garbled.
+    exact: bool,
 }
 
 /// Runs inputs and gathers the report. The oracle is asked where the whole model is at hand.
@@ -113,6 +132,7 @@ pub struct Runner<'a, C: Connect> {
     digest: String,
     connections: usize,
     report: Totals,
+    decisions: BTreeMap<usize, Decision>,
     spans: Vec<Span>,
 }
 
@@ -122,6 +142,8 @@ struct Totals {
     setup: PhaseTotals,
     steps: Vec<StepReport>,
     and_gates: u64,
+    /// Elements and bytes of layers on shares.
+    shared: (u64, u64),
     ots: u64,
     /// What the plans say of the server's work, for where it is another process.
     products: u64,
@@ -161,6 +183,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             digest: String::new(),
             connections: 0,
             report: Totals::default(),
+            decisions: BTreeMap::new(),
             spans: Vec::new(),
         };
         let connected = runner.connected()?;
@@ -208,6 +231,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             oracle_outputs: None,
             float_outputs: None,
             oracle_equal: None,
+            oracle_difference: None,
             error: None,
             offline: None,
             online: None,
@@ -263,18 +287,37 @@ impl<'a, C: Connect> Runner<'a, C> {
         let Connected { session, model } = connected;
         let before = session.cut();
         let start = Instant::now();
-        let prepared = self.options.tables.prepare(session, encoded.bucket)?;
+        let decision = self.decision(model, encoded.bucket)?;
+        let prepared = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
         let made = session.cut();
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
         self.report.and_gates += plan.and_gates();
+        for (id, _) in plan.graph.iter() {
+            if let Some(OtPlan::Shared(s)) = plan.ot(id) {
+                let (up, down) = s.bytes();
+                self.report.shared.0 += (s.rows * s.cols) as u64;
+                self.report.shared.1 += up + down;
+            }
+        }
         self.account_for_he(&plan);
         let start = Instant::now();
         let values = session.online(prepared, model.inputs(encoded)?)?;
         let outputs = model.decode(encoded, &plan.graph, &values)?;
         let seconds = reading + start.elapsed().as_secs_f64();
         entry.online = Some(totals(seconds, &session.cut().since(&made)));
-        Ok(Private { values, outputs })
+        Ok(Private { values, outputs, exact: decision.settings.methods.is_exact() })
+    }
+
+    /// What is to be done for a bucket; chosen once.
+    fn decision(&mut self, model: &ClientModel, bucket: usize) -> Result<Decision, ReportError> {
+        if let Some(decision) = self.decisions.get(&bucket) {
+            return Ok(decision.clone());
+        }
+        let RunOptions { nonlinear, ot, circumstances, .. } = &self.options;
+        let decision = decide(&model.graph(bucket)?, &parameter_set()?, *nonlinear, *ot, circumstances)?;
+        self.decisions.insert(bucket, decision.clone());
+        Ok(decision)
     }
 
     fn account_for_he(&mut self, plan: &Plan) {
@@ -306,8 +349,18 @@ impl<'a, C: Connect> Runner<'a, C> {
             let names = run.execution.overflows.iter().map(|o| run.graph.edge(o.edge).name.as_str());
             return Err(ReportError::Overflow { count, edges: names.collect::<Vec<_>>().join(", ") });
         }
-        if entry.oracle_equal != Some(true) {
+        if entry.oracle_equal == Some(true) {
+            return Ok(());
+        }
+        if private.exact || expected.len() != private.values.len() {
             return Err(ReportError::Differs { differing, values: expected.len() });
+        }
+        let (ours, theirs) = (private.outputs.rows.concat(), run.outputs.rows.concat());
+        let difference = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        entry.oracle_difference = Some(difference);
+        let scale = theirs.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+        if difference > SHARED_TOLERANCE * scale {
+            return Err(ReportError::Far { difference });
         }
         Ok(())
     }
@@ -374,6 +427,12 @@ impl<'a, C: Connect> Runner<'a, C> {
             setup: r.setup,
             phases: r.steps,
             ops: ops_since(&self.ops_before, &self.backend.ops()),
+            nonlinear: NonlinearReport {
+                methods: self.decisions.iter().map(|(&b, d)| (b, d.settings.methods.to_string())).collect(),
+                reasons: self.decisions.iter().flat_map(|(b, d)| d.reasons.iter().map(move |r| format!("bucket {b}, {r}"))).collect(),
+                shared_elements: r.shared.0,
+                shared_bytes: r.shared.1,
+            },
             garbled: GarbledReport { and_gates: r.and_gates, bytes: r.and_gates * 32 },
             he: HeReport {
                 products: server.as_ref().map_or(r.products, |s| s.products),
@@ -382,7 +441,10 @@ impl<'a, C: Connect> Runner<'a, C> {
                 ciphertexts_up: r.client.encrypted,
                 ciphertexts_down: r.client.decrypted,
             },
-            ot: OtReport { count: r.ots },
+            ot: OtReport {
+                count: r.ots,
+                methods: self.decisions.iter().map(|(&b, d)| (b, d.settings.ot.name().into())).collect(),
+            },
             overlap: if r.overlap.1 > 0.0 { r.overlap.0 / r.overlap.1 } else { 0.0 },
             busy: r.busy.iter().map(|(lane, seconds)| (lane.clone(), seconds / r.overlap.1)).collect(),
             spool_bytes: r.spool_bytes,

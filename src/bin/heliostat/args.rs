@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use heliostat::{
     engine::{BackendChoice, OnGpuLoss, OpenOptions},
     net::Link,
+    protocol::{Nonlinear, OtChoice},
     report::{dataset::Columns, inputs::TextInput},
 };
 
@@ -139,6 +140,17 @@ pub struct TableArgs {
     pub interleaved: bool,
 }
 
+/// How non-linear layers are evaluated.
+#[derive(Args)]
+pub struct NonlinearArgs {
+    /// Non-linear layers garbled (exact), on shares (fewer bytes, more rounds, a small error), or for each kind what is faster
+    #[arg(long, value_name = "garbled|shared|auto", default_value = "garbled")]
+    pub nonlinear: Nonlinear,
+    /// OTs by the IKNP extension (16 bytes each) or silent (more work), or what is faster
+    #[arg(long, value_name = "iknp|silent|auto", default_value = "auto")]
+    pub ot: OtChoice,
+}
+
 /// What to print and write.
 #[derive(Args)]
 pub struct OutputArgs {
@@ -177,6 +189,8 @@ pub struct Demo {
     pub link: Link,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -218,6 +232,8 @@ pub struct Local {
     pub bucket: Vec<usize>,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -265,6 +281,11 @@ pub struct Infer {
     pub engine: Engine,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
+    /// The link that `auto` chooses for: unlimited, lan, wan or RATE,DELAY
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -1,14 +1,14 @@
 //! `infer`: the client's half.
 
 use heliostat::report::{
-    RunOptions, Runner,
+    Runner,
     remote::{ManifestCache, RemoteConnect, parse_digest},
 };
 
 use crate::{
     args::Infer,
     failure::Failure,
-    local::{Machine, Teller, tables},
+    local::{How, Machine, Teller, tables},
 };
 
 /// `heliostat infer`.
@@ -26,11 +26,13 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
         recorder: teller.recorder.clone(),
         notices: Vec::new(),
     };
-    let options = RunOptions {
+    let how = How {
         max_tokens: args.max_tokens.into(),
+        link: args.link,
         tables: tables(&args.tables),
-        keep_spans: args.output.trace.is_some(),
+        layers: args.layers,
     };
+    let options = how.options(&machine, 1, &args.output);
     let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
     teller.run(runner, &inputs, machine.environment)
 }

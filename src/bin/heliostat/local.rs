@@ -9,7 +9,11 @@ use std::{
 use heliostat::{
     engine::{Backend, schedule::CostModel, select},
     model::Model,
-    net::session::{Recorder, ServerContext, Span, Tables, chrome_trace},
+    net::{
+        Link,
+        session::{Recorder, ServerContext, Span, Tables, chrome_trace},
+    },
+    protocol::{Circumstances, decide, parameter_set},
     report::{
         Report, RunOptions, Runner,
         file::{check_writable, write_whole},
@@ -22,7 +26,7 @@ use heliostat::{
 };
 
 use crate::{
-    args::{Demo, Engine, Local, OutputArgs, PhaseChoice, TableArgs},
+    args::{Demo, Engine, Local, NonlinearArgs, OutputArgs, PhaseChoice, TableArgs},
     failure::Failure,
     output,
     progress::Bars,
@@ -52,6 +56,16 @@ impl Machine {
         let costs = measure::costs(&*opened.backend, threads, ManifestCache::default_dir().as_deref(), again)?;
         let environment = Environment { reason: opened.reason, threads, calibration: measure::calibration(&costs) };
         Ok(Self { backend: opened.backend, costs, environment })
+    }
+
+    /// What a choice of the way of non-linear layers depends on. Here both parties share the threads.
+    pub fn circumstances(&self, link: Link, parties: usize) -> Circumstances {
+        Circumstances {
+            byte: link.serialisation(1 << 20).as_secs_f64() / f64::from(1 << 20),
+            round_trip: link.round_trip.as_secs_f64(),
+            aes_block: self.costs.aes_block,
+            threads: (self.environment.threads / parties).max(1),
+        }
     }
 }
 
@@ -136,6 +150,28 @@ pub fn tables(args: &TableArgs) -> TableChoice {
     }
 }
 
+/// How inferences are run.
+pub struct How {
+    pub max_tokens: usize,
+    pub link: Link,
+    pub tables: TableChoice,
+    pub layers: NonlinearArgs,
+}
+
+impl How {
+    /// As the library takes it; `parties` of the protocol share this machine.
+    pub fn options(&self, machine: &Machine, parties: usize, output: &OutputArgs) -> RunOptions {
+        RunOptions {
+            max_tokens: self.max_tokens,
+            tables: self.tables.clone(),
+            nonlinear: self.layers.nonlinear,
+            ot: self.layers.ot,
+            circumstances: machine.circumstances(self.link, parties),
+            keep_spans: output.trace.is_some(),
+        }
+    }
+}
+
 /// `heliostat local`.
 pub fn local(args: Local) -> Result<(), Failure> {
     match args.phase {
@@ -152,7 +188,8 @@ pub fn local(args: Local) -> Result<(), Failure> {
     let inputs = texts.read()?;
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
-    run(&model, machine, &inputs, args.max_tokens.into(), args.link, tables(&args.tables), &args.output)
+    let how = How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
+    run(&model, machine, &inputs, how, &args.output)
 }
 
 /// Correlations made in one run of the program and spent in another. The two parties keep theirs apart.
@@ -169,20 +206,12 @@ fn one_phase(args: Local) -> Result<(), Failure> {
         .with_costs(machine.costs.clone())
         .with_store(&store.join("server"))?;
     let client = store.join("client");
+    let how = How { max_tokens, link: args.link, tables: TableChoice::Kept(client.clone()), layers: args.layers };
     if args.phase == PhaseChoice::Online {
         if inputs.is_empty() {
             return Err(Failure::new("there is nothing to run: give --text or --input"));
         }
-        return run_on(
-            &server,
-            &model,
-            machine,
-            &inputs,
-            max_tokens,
-            args.link,
-            TableChoice::Kept(client),
-            &args.output,
-        );
+        return run_on(&server, &model, machine, &inputs, how, &args.output);
     }
     let mut buckets = args.bucket;
     for input in &inputs {
@@ -191,26 +220,30 @@ fn one_phase(args: Local) -> Result<(), Failure> {
     if buckets.is_empty() {
         return Err(Failure::new("there is nothing to prepare: give --bucket, --text or --input"));
     }
-    prepare(&server, machine, &buckets, args.link, &client, &args.output)
+    prepare(&server, &model, machine, &buckets, &how, &client, &args.output)
 }
 
 /// Fills the stores, one correlation a bucket.
 fn prepare(
     server: &ServerContext,
+    model: &Model,
     machine: Machine,
     buckets: &[usize],
-    link: heliostat::net::Link,
+    how: &How,
     store: &Path,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
     let teller = Teller::new(output)?;
     let prepared = std::thread::scope(|scope| -> Result<Vec<serde_json::Value>, Failure> {
-        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), link, teller.recorder.clone());
+        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), how.link, teller.recorder.clone());
         let mut session = connect.connect()?.session;
         let mut done = Vec::new();
         for &bucket in buckets {
+            let (nonlinear, ot) = (how.layers.nonlinear, how.layers.ot);
+            let circumstances = machine.circumstances(how.link, 2);
+            let decision = decide(&model.client().graph(bucket)?, &parameter_set()?, nonlinear, ot, &circumstances)?;
             let (before, start) = (session.cut(), Instant::now());
-            drop(session.offline(bucket, Tables::Keep(store.to_path_buf()))?);
+            drop(session.offline(bucket, decision.settings, Tables::Keep(store.to_path_buf()))?);
             teller.bars.clear();
             let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
             if !output.json && !output.quiet {
@@ -243,13 +276,11 @@ fn run(
     model: &Model,
     machine: Machine,
     inputs: &[TextInput],
-    max_tokens: usize,
-    link: heliostat::net::Link,
-    tables: TableChoice,
+    how: How,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let server = server_context(model, machine.backend.clone(), max_tokens)?.with_costs(machine.costs.clone());
-    run_on(&server, model, machine, inputs, max_tokens, link, tables, output)
+    let server = server_context(model, machine.backend.clone(), how.max_tokens)?.with_costs(machine.costs.clone());
+    run_on(&server, model, machine, inputs, how, output)
 }
 
 fn run_on(
@@ -257,16 +288,14 @@ fn run_on(
     model: &Model,
     machine: Machine,
     inputs: &[TextInput],
-    max_tokens: usize,
-    link: heliostat::net::Link,
-    tables: TableChoice,
+    how: How,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
+    let options = how.options(&machine, 2, output);
     let Machine { backend, environment, .. } = machine;
     let teller = Teller::new(output)?;
-    let options = RunOptions { max_tokens, tables, keep_spans: output.trace.is_some() };
     std::thread::scope(|scope| {
-        let connect = LocalConnect::new(scope, server, backend.clone(), link, teller.recorder.clone());
+        let connect = LocalConnect::new(scope, server, backend.clone(), how.link, teller.recorder.clone());
         let runner = Runner::new(connect, Some(model), &*backend, teller.recorder.clone(), options)?;
         teller.run(runner, inputs, environment)
     })
@@ -288,7 +317,8 @@ pub fn demo(args: Demo) -> Result<(), Failure> {
         ))?;
     }
     let inputs: Vec<TextInput> = DEMO_TEXTS.into_iter().map(TextInput::new).collect();
-    run(&model, machine, &inputs, 128, args.link, tables(&args.tables), &args.output)?;
+    let how = How { max_tokens: 128, link: args.link, tables: tables(&args.tables), layers: args.layers };
+    run(&model, machine, &inputs, how, &args.output)?;
     if talk {
         output::text(
             "\nThe server computed on ciphertexts, masked numbers and garbled circuits only; the oracle, which sees \

@@ -269,6 +269,15 @@ impl<A: Backend, B: Backend> Backend for FallbackBackend<A, B> {
         self.first.memory()
     }
 
+    fn release(&self) -> Result<()> {
+        if !self.is_lost()
+            && let Err(e) = self.first.release()
+        {
+            self.note(e)?;
+        }
+        self.second.release()
+    }
+
     fn degraded(&self) -> Option<String> {
         let trouble = lock(&self.trouble);
         trouble.as_ref().map(|Trouble { first, lost, operations }| match lost {

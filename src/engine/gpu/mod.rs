@@ -171,11 +171,6 @@ impl GpuBackend {
         self.context.lose(reason);
     }
 
-    /// Gives the driver back the memory that is kept for reuse, wiped if the options say so, and waits until that is done.
-    pub fn release(&self) -> Result<()> {
-        self.context.release("release")
-    }
-
     /// Time that each kernel took on the device since the last call, by entry point. Waits for what is under way. Empty
     /// without [`GpuOptions::timestamps`].
     pub fn take_times(&self) -> Result<Vec<KernelTime>> {
@@ -302,6 +297,11 @@ impl Backend for GpuBackend {
 
     fn memory(&self) -> MemoryUse {
         self.context.pool.usage()
+    }
+
+    /// Waits until the driver has it.
+    fn release(&self) -> Result<()> {
+        self.context.release("release")
     }
 
     fn upload(&self, words: &[u32]) -> Result<Buffer> {

@@ -24,7 +24,7 @@ use crate::{
     net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
         ClientCorrelation, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError, SessionId,
-        TableStore, parameter_set,
+        Settings, TableStore, parameter_set,
     },
 };
 
@@ -151,7 +151,7 @@ pub struct ClientSession {
     connection: ClientConnection,
     keys: Arc<HeKeys>,
     spec: ModelSpec,
-    plans: HashMap<usize, Arc<Plan>>,
+    plans: HashMap<(usize, Settings), Arc<Plan>>,
     rng: SecureRng,
     ots: u64,
     spooled: Arc<AtomicU64>,
@@ -207,29 +207,29 @@ impl ClientSession {
     ///
     /// # Errors
     /// A description that cannot be built for this bucket.
-    pub fn plan(&mut self, tokens: usize) -> Result<Arc<Plan>, SessionError> {
-        if let Some(plan) = self.plans.get(&tokens) {
+    pub fn plan(&mut self, tokens: usize, settings: Settings) -> Result<Arc<Plan>, SessionError> {
+        if let Some(plan) = self.plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?)?);
-        self.plans.insert(tokens, plan.clone());
+        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?, settings)?);
+        self.plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
 
-    /// The offline phase for one inference: only bucket and model are known.
+    /// The offline phase for one inference: only bucket, settings and model are known.
     ///
     /// # Errors
     /// Whatever fails first on either side; the connection is then over.
-    pub fn offline(&mut self, tokens: usize, tables: Tables) -> Result<Prepared, SessionError> {
-        let result = self.offline_inner(tokens, tables);
+    pub fn offline(&mut self, tokens: usize, settings: Settings, tables: Tables) -> Result<Prepared, SessionError> {
+        let result = self.offline_inner(tokens, settings, tables);
         if let Err(e) = &result {
             self.connection.mux.abort(&public_reason(e));
         }
         result
     }
 
-    fn offline_inner(&mut self, tokens: usize, tables: Tables) -> Result<Prepared, SessionError> {
-        let plan = self.plan(tokens)?;
+    fn offline_inner(&mut self, tokens: usize, settings: Settings, tables: Tables) -> Result<Prepared, SessionError> {
+        let plan = self.plan(tokens, settings)?;
         let mut session: SessionId = [0; 16];
         session.copy_from_slice(&self.rng.bytes32()[..16]);
         let (mode, store, file) = match tables {
@@ -247,7 +247,7 @@ impl ClientSession {
         let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ClientCorrelation::draw(session, &plan.graph, store, &mut self.rng));
         let connection = &self.connection;
-        connection.say(&Control::Start { session, tokens: tokens as u32, mode })?;
+        connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings })?;
         connection.ready()?;
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut he = HeClient::new(plan.clone(), correlation.clone(), self.keys.clone(), self.rng.fork());
@@ -280,7 +280,7 @@ impl ClientSession {
         let ots = ot.ot_count();
         if let Some((store, file)) = file {
             file.sync()?;
-            let binding = Binding { digest: connection.digest, tokens: tokens as u32, session };
+            let binding = Binding { digest: connection.digest, tokens: tokens as u32, settings, session };
             store.put_client(&binding, &plan.graph, &correlation, &file.index())?;
             // The server has kept its side once it is ready again.
             connection.ready()?;
@@ -294,18 +294,23 @@ impl ClientSession {
     /// # Errors
     /// [`ProtocolError::Missing`] if the store has none for this model and bucket, [`SessionError::Refused`] if the
     /// server has not its side (any more): this side is then removed, since it can serve nothing.
-    pub fn resume(&mut self, dir: &Path, tokens: usize) -> Result<Prepared, SessionError> {
-        let plan = self.plan(tokens)?;
+    pub fn resume(&mut self, dir: &Path, tokens: usize, settings: Settings) -> Result<Prepared, SessionError> {
+        let plan = self.plan(tokens, settings)?;
         let store = CorrelationStore::open(dir)?;
         let digest = self.connection.digest;
-        let session = *store.unspent(&digest, tokens as u32, true)?.first().ok_or_else(|| ProtocolError::Missing {
-            what: format!("an unspent correlation of this model for {tokens} tokens in {}", dir.display()),
+        let session = *store.unspent(&digest, tokens as u32, settings, true)?.first().ok_or_else(|| ProtocolError::Missing {
+            what: format!(
+                "an unspent correlation of this model for {tokens} tokens ({}, {} OTs) in {}",
+                settings.methods,
+                settings.ot.name(),
+                dir.display()
+            ),
         })?;
-        let binding = Binding { digest, tokens: tokens as u32, session };
+        let binding = Binding { digest, tokens: tokens as u32, settings, session };
         let correlation = Arc::new(store.take_client(&binding, &plan.graph)?);
         // The open file stays readable; its name goes now, so that a crash leaves nothing behind.
         store.remove_tables(&session);
-        self.connection.say(&Control::Resume { session, tokens: tokens as u32 })?;
+        self.connection.say(&Control::Resume { session, tokens: tokens as u32, settings })?;
         self.connection.ready()?;
         Ok(Prepared { tokens, correlation, ot: None, plan, ots: 0 })
     }

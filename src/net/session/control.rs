@@ -2,7 +2,7 @@
 
 use crate::{
     arith::codec::{CodecError, Reader, Writer},
-    protocol::SessionId,
+    protocol::{SessionId, Settings},
 };
 
 /// Bytes of the manifest in one message.
@@ -18,9 +18,9 @@ pub(super) enum Control {
     /// Down: a part of the manifest.
     ManifestPart { bytes: Vec<u8> },
     /// Up: begins an inference.
-    Start { session: SessionId, tokens: u32, mode: Mode },
+    Start { session: SessionId, tokens: u32, mode: Mode, settings: Settings },
     /// Up: begins the online phase of an inference whose correlations both sides have kept.
-    Resume { session: SessionId, tokens: u32 },
+    Resume { session: SessionId, tokens: u32, settings: Settings },
     /// Down: the server is ready for it.
     Ready,
     /// Down: the server will not do it, and why.
@@ -66,11 +66,11 @@ impl Control {
             Self::ManifestPart { bytes } => {
                 w.bytes(bytes);
             }
-            Self::Start { session, tokens, mode } => {
-                w.raw(session).u32(*tokens).u8(*mode as u8);
+            Self::Start { session, tokens, mode, settings } => {
+                w.raw(session).u32(*tokens).u8(*mode as u8).raw(&settings.to_bytes());
             }
-            Self::Resume { session, tokens } => {
-                w.raw(session).u32(*tokens);
+            Self::Resume { session, tokens, settings } => {
+                w.raw(session).u32(*tokens).raw(&settings.to_bytes());
             }
             Self::Ready | Self::Bye => {}
             Self::Refused { reason } => {
@@ -95,8 +95,13 @@ impl Control {
                     2 => Mode::Keep,
                     _ => return Err(CodecError::Invalid { what: "mode" }),
                 },
+                settings: Settings::from_bytes(r.array("settings")?)?,
             },
-            0x09 => Self::Resume { session: r.array("session")?, tokens: r.u32("tokens")? },
+            0x09 => Self::Resume {
+                session: r.array("session")?,
+                tokens: r.u32("tokens")?,
+                settings: Settings::from_bytes(r.array("settings")?)?,
+            },
             0x06 => Self::Ready,
             0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
             0x08 => Self::Bye,
@@ -117,8 +122,8 @@ mod tests {
             Control::AskManifest { cached: [1; 32] },
             Control::Manifest { digest: [2; 32], length: 77 },
             Control::ManifestPart { bytes: vec![1, 2] },
-            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep },
-            Control::Resume { session: [3; 16], tokens: 128 },
+            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep, settings: Settings::EXACT },
+            Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT },
             Control::Ready,
             Control::Refused { reason: "no".into() },
             Control::Bye,
@@ -128,6 +133,6 @@ mod tests {
             assert_eq!(Control::decode(message.kind(), &bytes).unwrap(), message);
             (0..bytes.len()).for_each(|cut| assert!(Control::decode(message.kind(), &bytes[..cut]).is_err()));
         }
-        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[3]].concat()).is_err());
+        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[3, 0, 0]].concat()).is_err());
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
         HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation, SessionId,
-        parameter_set,
+        Settings, parameter_set,
     },
 };
 
@@ -37,7 +37,7 @@ pub struct ServerContext {
     context: Arc<BfvContext>,
     max_tokens: usize,
     store: Option<CorrelationStore>,
-    plans: Mutex<HashMap<usize, Arc<Plan>>>,
+    plans: Mutex<HashMap<(usize, Settings), Arc<Plan>>>,
 }
 
 impl ServerContext {
@@ -84,13 +84,13 @@ impl ServerContext {
         self.context.counters()
     }
 
-    fn plan(&self, tokens: usize) -> Result<Arc<Plan>, SessionError> {
+    fn plan(&self, tokens: usize, settings: Settings) -> Result<Arc<Plan>, SessionError> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(&tokens) {
+        if let Some(plan) = plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?)?);
-        plans.insert(tokens, plan.clone());
+        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?, settings)?);
+        plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
 }
@@ -111,6 +111,10 @@ pub fn serve_connection(
     let result = Connection { context, mux: &mux, lanes: &lanes, recorder }.run();
     if let Err(e) = &result {
         mux.abort(&public_reason(e));
+    }
+    // Between connections the device's memory is for others. That it cannot be given back hurts nobody here.
+    if let Err(e) = context.context.backend().release() {
+        log::warn!("device memory is not given back: {e}");
     }
     result
 }
@@ -142,18 +146,20 @@ impl Connection<'_> {
             }
             match (Control::decode(kind, &payload)?, &keys) {
                 (Control::Bye, _) => return Ok(()),
-                (Control::Start { session, tokens, mode }, Some(keys)) => {
+                (Control::Start { session, tokens, mode, settings }, Some(keys)) => {
                     let tokens = tokens as usize;
                     let kept = (mode == Mode::Keep && self.context.store.is_none())
                         .then(|| "this server keeps no correlations; start it with a store".to_string());
-                    if let Some(reason) = self.refusal(tokens).or(kept) {
+                    if let Some(reason) = self.refusal(tokens, settings).or(kept) {
                         self.say(&Control::Refused { reason })?;
                         continue;
                     }
                     self.say(&Control::Ready)?;
-                    self.inference(session, tokens, mode, keys, &mut rng)?;
+                    self.inference(session, self.context.plan(tokens, settings)?, mode, keys, &mut rng)?;
                 }
-                (Control::Resume { session, tokens }, Some(_)) => self.resume(session, tokens as usize)?,
+                (Control::Resume { session, tokens, settings }, Some(_)) => {
+                    self.resume(session, tokens as usize, settings)?;
+                }
                 _ => return Err(SessionError::Unexpected { doing: "waiting for keys or an inference" }),
             }
         }
@@ -179,11 +185,11 @@ impl Connection<'_> {
         Ok(self.lanes.control.send(message.kind(), message.encode())?)
     }
 
-    fn refusal(&self, tokens: usize) -> Option<String> {
+    fn refusal(&self, tokens: usize, settings: Settings) -> Option<String> {
         if !crate::model::BUCKETS.contains(&tokens) || tokens > self.context.max_tokens {
             return Some(format!("{tokens} tokens are not a bucket of this model (up to {})", self.context.max_tokens));
         }
-        self.context.plan(tokens).err().map(|e| e.to_string())
+        self.context.plan(tokens, settings).err().map(|e| e.to_string())
     }
 
     fn driver<'b>(&'b self, phase: Phase, lane_name: &'static str, lane: &'b Lane, graph: &'b Graph) -> Driver<'b> {
@@ -193,13 +199,12 @@ impl Connection<'_> {
     fn inference(
         &self,
         session: SessionId,
-        tokens: usize,
+        plan: Arc<Plan>,
         mode: Mode,
         keys: &Arc<HeKeys>,
         rng: &mut SecureRng,
     ) -> Result<(), SessionError> {
         let interleaved = mode == Mode::Interleaved;
-        let plan = self.context.plan(tokens)?;
         let correlation = Arc::new(ServerCorrelation::draw(session, rng));
         let weights = self.context.weights.clone();
         let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys.clone(), rng.fork());
@@ -220,7 +225,8 @@ impl Connection<'_> {
         });
         first_cause(first, second)?;
         if let (Mode::Keep, Some(store)) = (mode, &self.context.store) {
-            let binding = Binding { digest: self.context.digest, tokens: tokens as u32, session };
+            let (tokens, settings) = (plan.graph.tokens as u32, plan.settings);
+            let binding = Binding { digest: self.context.digest, tokens, settings, session };
             store.put_server(&binding, &correlation)?;
             return self.say(&Control::Ready);
         }
@@ -228,19 +234,19 @@ impl Connection<'_> {
     }
 
     /// The online phase of a kept correlation.
-    fn resume(&self, session: SessionId, tokens: usize) -> Result<(), SessionError> {
+    fn resume(&self, session: SessionId, tokens: usize, settings: Settings) -> Result<(), SessionError> {
         let refuse = |reason: String| self.say(&Control::Refused { reason });
-        if let Some(reason) = self.refusal(tokens) {
+        if let Some(reason) = self.refusal(tokens, settings) {
             return refuse(reason);
         }
         let Some(store) = &self.context.store else {
             return refuse("this server keeps no correlations; start it with a store".into());
         };
-        let binding = Binding { digest: self.context.digest, tokens: tokens as u32, session };
+        let binding = Binding { digest: self.context.digest, tokens: tokens as u32, settings, session };
         match store.take_server(&binding) {
             Ok(correlation) => {
                 self.say(&Control::Ready)?;
-                self.online(&self.context.plan(tokens)?, Arc::new(correlation), None)
+                self.online(&self.context.plan(tokens, settings)?, Arc::new(correlation), None)
             }
             Err(e) => refuse(public_reason(&e.into())),
         }

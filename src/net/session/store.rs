@@ -24,11 +24,11 @@ use crate::{
     arith::codec::{CodecError, Reader, Writer},
     model::{EdgeId, Graph, NodeId},
     mpc::block::{Block, blocks_as_bytes, blocks_from_bytes},
-    protocol::{ClientCorrelation, ProtocolError, ServerCorrelation, ServerExport, SessionId},
+    protocol::{ClientCorrelation, ProtocolError, ServerCorrelation, ServerExport, SessionId, Settings},
 };
 
 const MAGIC: &[u8; 8] = b"HELIOCOR";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Most entries of one kind in a file.
 const MAX_ENTRIES: usize = 1 << 22;
 
@@ -45,6 +45,8 @@ pub struct Binding {
     pub digest: [u8; 32],
     /// Tokens of the bucket.
     pub tokens: u32,
+    /// What the parties agreed on.
+    pub settings: Settings,
     /// The session that it was made in.
     pub session: SessionId,
 }
@@ -98,7 +100,13 @@ impl CorrelationStore {
     ///
     /// # Errors
     /// A directory that cannot be read.
-    pub fn unspent(&self, digest: &[u8; 32], tokens: u32, client: bool) -> Result<Vec<SessionId>, ProtocolError> {
+    pub fn unspent(
+        &self,
+        digest: &[u8; 32],
+        tokens: u32,
+        settings: Settings,
+        client: bool,
+    ) -> Result<Vec<SessionId>, ProtocolError> {
         let suffix = if client { "client" } else { "server" };
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(|e| failed("read", &self.dir, e))? {
@@ -110,7 +118,7 @@ impl CorrelationStore {
             let read = File::open(&path).and_then(|mut f| std::io::Read::read_exact(&mut f, &mut head));
             if read.is_ok()
                 && let Ok(binding) = read_header(&head, client)
-                && (binding.digest, binding.tokens) == (*digest, tokens)
+                && (binding.digest, binding.tokens, binding.settings) == (*digest, tokens, settings)
             {
                 found.push(binding.session);
             }
@@ -276,8 +284,8 @@ impl CorrelationStore {
     }
 }
 
-/// Magic, version, party, digest, tokens, session, nonce.
-const HEADER: usize = 8 + 2 + 1 + 32 + 4 + 16 + 24;
+/// Magic, version, party, digest, tokens, settings, session, nonce.
+const HEADER: usize = 8 + 2 + 1 + 32 + 4 + 2 + 16 + 24;
 
 fn write_header(binding: &Binding, client: bool, nonce: &[u8; 24]) -> Vec<u8> {
     let mut w = Writer::new();
@@ -286,6 +294,7 @@ fn write_header(binding: &Binding, client: bool, nonce: &[u8; 24]) -> Vec<u8> {
         .u8(client as u8)
         .raw(&binding.digest)
         .u32(binding.tokens)
+        .raw(&binding.settings.to_bytes())
         .raw(&binding.session)
         .raw(nonce);
     w.finish()
@@ -296,7 +305,12 @@ fn read_header(bytes: &[u8], client: bool) -> Result<Binding, CodecError> {
     if &r.array::<8>("magic")? != MAGIC || r.u16("version")? != VERSION || r.u8("party")? != client as u8 {
         return Err(CodecError::Invalid { what: "the header of a correlation" });
     }
-    Ok(Binding { digest: r.array("digest")?, tokens: r.u32("tokens")?, session: r.array("session")? })
+    Ok(Binding {
+        digest: r.array("digest")?,
+        tokens: r.u32("tokens")?,
+        settings: Settings::from_bytes(r.array("settings")?)?,
+        session: r.array("session")?,
+    })
 }
 
 fn write_words(w: &mut Writer, values: &[u64]) {
@@ -353,7 +367,7 @@ mod tests {
     use crate::arith::sample::SecureRng;
 
     fn binding() -> Binding {
-        Binding { digest: [7; 32], tokens: 8, session: [9; 16] }
+        Binding { digest: [7; 32], tokens: 8, settings: Settings::EXACT, session: [9; 16] }
     }
 
     #[test]
@@ -364,8 +378,10 @@ mod tests {
         let correlation = ServerCorrelation::draw([9; 16], &mut rng);
         let delta = correlation.secrets.delta;
         store.put_server(&binding(), &correlation).unwrap();
-        assert_eq!(store.unspent(&[7; 32], 8, false).unwrap(), vec![[9; 16]]);
-        assert!(store.unspent(&[8; 32], 8, false).unwrap().is_empty());
+        assert_eq!(store.unspent(&[7; 32], 8, Settings::EXACT, false).unwrap(), vec![[9; 16]]);
+        let shared = Settings { methods: crate::protocol::Methods::SHARED, ..Settings::EXACT };
+        assert!(store.unspent(&[8; 32], 8, Settings::EXACT, false).unwrap().is_empty());
+        assert!(store.unspent(&[7; 32], 8, shared, false).unwrap().is_empty());
         // Neither the offset nor its parts are in the file.
         let bytes = fs::read(store.path(&[9; 16], "server")).unwrap();
         assert!(!bytes.windows(8).any(|w| w == &delta.to_bytes()[..8]));

@@ -1,5 +1,7 @@
 //! The offline phase: two lanes that run at the same time, HE and OT with garbling.
 
+mod cots;
+mod fill;
 mod he_client;
 mod he_server;
 mod ot_client;

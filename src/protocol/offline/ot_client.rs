@@ -6,7 +6,11 @@ use std::{collections::VecDeque, sync::Arc};
 
 use zeroize::Zeroizing;
 
-use super::rows::{add_squares, gather_rows, product_hash, scatter_rows};
+use super::{
+    cots::{Receiving, Sending},
+    fill::Fill,
+    rows::{add_squares, gather_rows, product_hash, scatter_rows},
+};
 use crate::{
     arith::{bits, sample::SecureRng},
     model::{NodeId, Op},
@@ -22,11 +26,13 @@ use crate::{
 /// Chunks on their way at once: the extension of the next overlaps with the garbling of this one.
 const WINDOW: usize = 3;
 
-/// Base OTs of both directions.
+/// Base OTs of both directions, then random COTs.
 enum Setup {
     Offer,
     Waiting(BaseSender),
-    Reply(Vec<u8>),
+    Reply(Vec<u8>, Box<Fill>),
+    Fill(Box<Fill>),
+    Filling(Box<Fill>),
     Ready,
 }
 
@@ -46,8 +52,9 @@ pub struct OtClient {
     plan: Arc<Plan>,
     correlation: Arc<ClientCorrelation>,
     setup: Setup,
-    receiver: Option<CotReceiver>,
-    sender: Option<CotSender>,
+    receiver: Option<Receiving>,
+    sender: Option<Sending>,
+    ots: u64,
     delta: Zeroizing<Block>,
     rng: SecureRng,
     pending: VecDeque<NodeId>,
@@ -69,6 +76,7 @@ impl OtClient {
             setup: Setup::Offer,
             receiver: None,
             sender: None,
+            ots: 0,
             delta,
             rng,
             pending: VecDeque::new(),
@@ -91,7 +99,7 @@ impl OtClient {
 
     /// OTs made so far, in both directions.
     pub fn ot_count(&self) -> u64 {
-        self.receiver.as_ref().map_or(0, |r| r.position()) + self.sender.as_ref().map_or(0, |s| s.position())
+        self.ots
     }
 
     /// Whether the client's shares that the node's choice bits come from are known.
@@ -126,8 +134,9 @@ impl OtClient {
                     .evaluator_bits(&share[elements.clone()], &next[elements])
                     .map_err(|e| ProtocolError::Garble(e.to_string()))?;
                 let count = g.chunk(chunk).len() * g.gadget.circuit().evaluator_inputs();
-                let (matrix, labels) = receiver.extend(&Zeroizing::new(choices), count)?;
-                self.correlation.put_labels((node, chunk), labels);
+                let (matrix, mut labels) = receiver.choose(&Zeroizing::new(choices), count)?;
+                self.ots += count as u64;
+                self.correlation.put_labels((node, chunk), std::mem::take(&mut *labels));
                 self.outstanding.push_back(Outstanding { node, chunk, keys: None });
                 matrix
             }
@@ -141,11 +150,15 @@ impl OtClient {
                 let range = p.chunk(chunk);
                 let bits = graph.edge(edge).ring.bits();
                 let choices = Zeroizing::new(bits::pack(&share[range.clone()], bits));
-                let (matrix, keys) = receiver.extend(&choices, range.len() * bits as usize)?;
-                self.outstanding.push_back(Outstanding { node, chunk, keys: Some((Zeroizing::new(keys), choices)) });
+                let count = range.len() * bits as usize;
+                let (matrix, keys) = receiver.choose(&choices, count)?;
+                self.ots += count as u64;
+                self.outstanding.push_back(Outstanding { node, chunk, keys: Some((keys, choices)) });
                 matrix
             }
-            None => return Err(ProtocolError::Mismatch { detail: format!("node {} needs no OTs", node.0) }),
+            Some(OtPlan::Shared(_)) | None => {
+                return Err(ProtocolError::Mismatch { detail: format!("node {} needs no OTs of its own", node.0) });
+            }
         };
         Ok(Message::Extend { node: node.0 as u32, chunk: chunk as u32, matrix })
     }
@@ -172,12 +185,29 @@ impl OtClient {
             let share = self.correlation.board.expect(graph, op.inputs()[0])?;
             let rows = gather_rows(graph, node, &share, range.clone(), p.width);
             let sender = self.sender.as_mut().ok_or(ProtocolError::Missing { what: "the base OTs".into() })?;
-            let keys = Zeroizing::new(sender.extend(matrix, shape.ots())?);
+            let keys = sender.transfer(matrix, shape.ots())?;
+            self.ots += shape.ots() as u64;
             let (message, piece) = gilboa::send(&shape, &hash(true), *self.delta, &keys, &rows)?;
             let piece = Zeroizing::new(piece);
             self.correlation.with_product(node, out_len, |sum| scatter_rows(graph, node, range, p.width, &piece, sum));
             self.outgoing.push_back(Message::ProductUp { node: node.0 as u32, chunk: chunk as u32, message });
         }
+        Ok(())
+    }
+
+    /// Another round of random COTs, or what was made of them.
+    fn filled(&mut self, fill: Box<Fill>) -> Result<()> {
+        if !fill.is_full() {
+            self.setup = Setup::Fill(fill);
+            return Ok(());
+        }
+        let filled = fill.finish()?;
+        (self.receiver, self.sender) = (Some(filled.receiving), Some(filled.sending));
+        if let Some(pools) = filled.shared {
+            self.ots += pools.len() as u64;
+            self.correlation.put_pools(pools);
+        }
+        self.setup = Setup::Ready;
         Ok(())
     }
 
@@ -189,12 +219,17 @@ impl OtClient {
             let Setup::Waiting(base) = std::mem::replace(&mut self.setup, Setup::Ready) else {
                 return Err(unexpected("base-OT choices"));
             };
-            self.receiver = Some(CotReceiver::set_up(base, &choice)?);
+            let receiver = CotReceiver::set_up(base, &choice)?;
             let session = reverse_session(&self.correlation.session);
             let (sender, reply) = CotSender::set_up(&session, *self.delta, &offer, &mut self.rng)?;
-            self.sender = Some(sender);
-            self.setup = Setup::Reply(reply);
+            let fill = Fill::client(&self.plan, receiver, sender, self.rng.fork());
+            self.setup = Setup::Reply(reply, Box::new(fill));
             return Ok(());
+        }
+        if let Setup::Filling(mut fill) = std::mem::replace(&mut self.setup, Setup::Ready) {
+            let Message::Cots { payload } = message else { return Err(unexpected("random OTs")) };
+            fill.absorb(&payload)?;
+            return self.filled(fill);
         }
         let entry = self.outstanding.pop_front().ok_or_else(|| unexpected("nothing yet"))?;
         self.working = Some(entry.node);
@@ -238,7 +273,19 @@ impl Machine for OtClient {
                 self.setup = Setup::Waiting(base);
                 return Ok(Turn::Receive);
             }
-            Setup::Reply(choice) => return Ok(Turn::Send(Message::BaseReply { choice })),
+            Setup::Reply(choice, fill) => {
+                self.filled(fill)?;
+                return Ok(Turn::Send(Message::BaseReply { choice }));
+            }
+            Setup::Fill(mut fill) => {
+                let payload = fill.message()?;
+                self.setup = Setup::Filling(fill);
+                return Ok(Turn::Send(Message::Cots { payload }));
+            }
+            Setup::Filling(fill) => {
+                self.setup = Setup::Filling(fill);
+                return Ok(Turn::Receive);
+            }
             Setup::Ready => {}
         }
         if let Some(message) = self.outgoing.pop_front() {

@@ -8,6 +8,8 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
+    cots::{Receiving, Sending},
+    fill::Fill,
     ot_client::reverse_session,
     rows::{add_squares, gather_rows, product_hash, scatter_rows},
 };
@@ -28,8 +30,10 @@ use crate::{
 
 enum Setup {
     Offer,
-    Choice { choice: Vec<u8>, offer: Vec<u8>, base: BaseSender },
-    Reply(BaseSender),
+    Choice { choice: Vec<u8>, offer: Vec<u8>, base: BaseSender, sender: CotSender },
+    Reply(BaseSender, CotSender),
+    Filling(Box<Fill>),
+    Answer(Vec<u8>, Box<Fill>),
     Ready,
 }
 
@@ -44,8 +48,8 @@ pub struct OtServer {
     plan: Arc<Plan>,
     correlation: Arc<ServerCorrelation>,
     setup: Setup,
-    sender: Option<CotSender>,
-    receiver: Option<CotReceiver>,
+    sender: Option<Sending>,
+    receiver: Option<Receiving>,
     rng: SecureRng,
     /// Chunks still to come, by node.
     expected: HashMap<NodeId, HashSet<usize>>,
@@ -115,7 +119,7 @@ impl OtServer {
             Some(OtPlan::Garbled(g)) => {
                 let range = g.chunk(chunk);
                 let circuit = g.gadget.circuit();
-                let zero = Zeroizing::new(self.transfer(matrix, range.len() * circuit.evaluator_inputs())?);
+                let zero = self.transfer(matrix, range.len() * circuit.evaluator_inputs())?;
                 let key = gate_key(&self.correlation.session, id, range.start);
                 let secrets = &self.correlation.secrets;
                 let seed = LabelSeed::new(secrets.label_seed);
@@ -129,13 +133,15 @@ impl OtServer {
                 Ok(())
             }
             Some(OtPlan::Product(p)) => self.product(id, chunk, p, matrix),
-            None => Err(ProtocolError::Mismatch { detail: format!("node {} needs no OTs", id.0) }),
+            Some(OtPlan::Shared(_)) | None => {
+                Err(ProtocolError::Mismatch { detail: format!("node {} needs no OTs of its own", id.0) })
+            }
         }
     }
 
-    fn transfer(&mut self, matrix: &[u8], count: usize) -> Result<Vec<Block>> {
+    fn transfer(&mut self, matrix: &[u8], count: usize) -> Result<Zeroizing<Vec<Block>>> {
         let sender = self.sender.as_mut().ok_or(ProtocolError::Missing { what: "the base OTs".into() })?;
-        Ok(sender.extend(matrix, count)?)
+        sender.transfer(matrix, count)
     }
 
     fn product(&mut self, id: NodeId, chunk: usize, p: &ProductPlan, matrix: &[u8]) -> Result<()> {
@@ -146,7 +152,7 @@ impl OtServer {
         let (ring, range) = (input.ring, p.chunk(chunk));
         let out_len = graph.edge(graph.node(id).output).len();
         let shape = p.shape(chunk)?;
-        let keys = Zeroizing::new(self.transfer(matrix, shape.ots())?);
+        let keys = self.transfer(matrix, shape.ots())?;
         let square = matches!(op, Op::SquareSum { .. });
         let (values, choices) = self.correlation.with_masks(id, |m| {
             if square {
@@ -169,9 +175,9 @@ impl OtServer {
         let mut own = Vec::new();
         if p.both {
             let receiver = self.receiver.as_mut().ok_or(ProtocolError::Missing { what: "the base OTs".into() })?;
-            let (matrix, keys) = receiver.extend(&choices, shape.ots())?;
+            let (matrix, keys) = receiver.choose(&choices, shape.ots())?;
             own = matrix;
-            self.reverse.insert((id, chunk), Reverse { keys: Zeroizing::new(keys), choices });
+            self.reverse.insert((id, chunk), Reverse { keys, choices });
         } else {
             self.finished(id);
         }
@@ -205,6 +211,21 @@ impl OtServer {
         }
     }
 
+    /// Waits for another round of random COTs, or takes what was made of them.
+    fn filled(&mut self, fill: Box<Fill>) -> Result<()> {
+        if !fill.is_full() {
+            self.setup = Setup::Filling(fill);
+            return Ok(());
+        }
+        let filled = fill.finish()?;
+        (self.receiver, self.sender) = (Some(filled.receiving), Some(filled.sending));
+        if let Some(pools) = filled.shared {
+            self.correlation.put_pools(pools);
+        }
+        self.setup = Setup::Ready;
+        Ok(())
+    }
+
     fn receive(&mut self, message: Message) -> Result<()> {
         let found = message.name();
         let unexpected = |expected| ProtocolError::Unexpected { lane: "server OT lane", expected, found };
@@ -213,17 +234,25 @@ impl OtServer {
             (Setup::Offer, Message::BaseOffer { offer }) => {
                 let delta = self.correlation.secrets.delta;
                 let (sender, choice) = CotSender::set_up(&session, delta, &offer, &mut self.rng)?;
-                self.sender = Some(sender);
                 let (base, offer) = BaseSender::new(&reverse_session(&session), &mut self.rng);
-                self.setup = Setup::Choice { choice, offer, base };
+                self.setup = Setup::Choice { choice, offer, base, sender };
                 Ok(())
             }
             (Setup::Offer, _) => Err(unexpected("a base-OT offer")),
-            (Setup::Reply(base), Message::BaseReply { choice }) => {
-                self.receiver = Some(CotReceiver::set_up(base, &choice)?);
+            (Setup::Reply(base, sender), Message::BaseReply { choice }) => {
+                let receiver = CotReceiver::set_up(base, &choice)?;
+                let fill = Fill::server(&self.plan, receiver, sender, self.rng.fork());
+                self.filled(Box::new(fill))
+            }
+            (Setup::Reply(..), _) => Err(unexpected("a base-OT reply")),
+            (Setup::Filling(mut fill), Message::Cots { payload }) => {
+                // The answer is of the same round: its size is taken before this end's counts move.
+                let answer = fill.message()?;
+                fill.absorb(&payload)?;
+                self.setup = Setup::Answer(answer, fill);
                 Ok(())
             }
-            (Setup::Reply(_), _) => Err(unexpected("a base-OT reply")),
+            (Setup::Filling(_), _) => Err(unexpected("random OTs")),
             (Setup::Ready, Message::Extend { node, chunk, matrix }) => {
                 self.on_extend(NodeId(node as usize), chunk as usize, &matrix)
             }
@@ -241,11 +270,15 @@ impl Machine for OtServer {
             self.receive(message)?;
         }
         match std::mem::replace(&mut self.setup, Setup::Ready) {
-            Setup::Choice { choice, offer, base } => {
-                self.setup = Setup::Reply(base);
+            Setup::Choice { choice, offer, base, sender } => {
+                self.setup = Setup::Reply(base, sender);
                 return Ok(Turn::Send(Message::BaseChoice { choice, offer }));
             }
-            other @ (Setup::Offer | Setup::Reply(_)) => {
+            Setup::Answer(payload, fill) => {
+                self.filled(fill)?;
+                return Ok(Turn::Send(Message::Cots { payload }));
+            }
+            other @ (Setup::Offer | Setup::Reply(..) | Setup::Filling(_)) => {
                 self.setup = other;
                 return Ok(Turn::Receive);
             }

@@ -4,12 +4,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use zeroize::{Zeroize, Zeroizing};
 
-use super::bilinear::bilinear;
+use super::{bilinear::bilinear, shared::SharedTasks};
 use crate::{
     model::{EdgeId, Graph, Inputs, NodeId, Op},
-    mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk},
+    mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk, shared::Role},
     protocol::{
-        ClientCorrelation, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, Turn, gate_key, pack_ring,
+        ClientCorrelation, CotPools, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, SharedPlan, Turn, gate_key, pack_ring,
         unpack_ring,
     },
 };
@@ -31,6 +31,8 @@ pub struct OnlineClient {
     garbling: Option<OtClient>,
     stage: usize,
     expected: VecDeque<Expected>,
+    tasks: SharedTasks<()>,
+    pools: Option<CotPools>,
     colours: Vec<u8>,
     replies: VecDeque<Message>,
     output: Option<Vec<i64>>,
@@ -70,6 +72,7 @@ impl OnlineClient {
             return Err(ProtocolError::Mismatch { detail: "the input's shape is not the graph's".into() });
         }
         Ok(Self {
+            pools: correlation.take_pools(),
             length: input.len,
             input: Some(input),
             plan,
@@ -77,6 +80,7 @@ impl OnlineClient {
             garbling: interleaved,
             stage: 0,
             expected: Default::default(),
+            tasks: SharedTasks::new(),
             colours: Vec::new(),
             replies: Default::default(),
             output: None,
@@ -121,15 +125,30 @@ impl OnlineClient {
         Ok(Message::Input { embedding, pool })
     }
 
-    /// Lists what a stage will bring.
-    fn enter_stage(&mut self) {
-        let nodes = self.plan.graph.stages[self.stage].interactive.clone();
-        for id in nodes {
-            match self.plan.ot(id) {
+    /// Lists what a stage will bring, and starts its layers on shares.
+    fn enter_stage(&mut self) -> Result<()> {
+        let plan = self.plan.clone();
+        for &id in &plan.graph.stages[self.stage].interactive {
+            match plan.ot(id) {
+                Some(OtPlan::Shared(s)) => self.start_shared(id, s)?,
                 Some(OtPlan::Garbled(g)) => self.expected.extend((0..g.chunks()).map(|c| Expected::Chunk(id, c))),
                 _ => self.expected.push_back(Expected::Operands(id)),
             }
         }
+        Ok(())
+    }
+
+    fn start_shared(&mut self, id: NodeId, shared: &SharedPlan) -> Result<()> {
+        let graph = &self.plan.graph;
+        let node = graph.node(id);
+        let (share, next) = (self.correlation.board.expect(graph, node.op.inputs()[0])?, self.correlation.board.expect(graph, node.output)?);
+        for chunk in 0..shared.chunks() {
+            let range = shared.elements(chunk);
+            let party = shared.party(Role::Client, &self.correlation.session, id, chunk, &mut self.pools)?;
+            let task = shared.function.client(party, share[range.clone()].to_vec(), next[range].to_vec())?;
+            self.tasks.start((id, chunk), task)?;
+        }
+        Ok(())
     }
 
     fn on_labels(&mut self, id: NodeId, chunk: usize, labels: &[u8]) -> Result<()> {
@@ -196,6 +215,11 @@ impl OnlineClient {
     fn receive(&mut self, message: Message) -> Result<()> {
         let found = message.name();
         match (self.state, message) {
+            (State::Waiting, Message::Shared { node, chunk, payload }) => {
+                self.current = Some(self.tasks.deliver(node, chunk, payload)?);
+                self.tasks.finished.clear();
+                Ok(())
+            }
             (State::Waiting, message) => {
                 let wrong = |expected| ProtocolError::Unexpected { lane: "online client", expected, found };
                 match (self.expected.pop_front(), message) {
@@ -235,7 +259,7 @@ pub(super) fn operands(op: &Op) -> Result<(EdgeId, EdgeId)> {
 /// Garbled nodes of a stage.
 pub(super) fn garbled_nodes(plan: &Plan, stage: usize) -> Vec<NodeId> {
     let nodes = &plan.graph.stages[stage].interactive;
-    nodes.iter().copied().filter(|&id| matches!(plan.graph.node(id).op, Op::Garbled { .. })).collect()
+    nodes.iter().copied().filter(|&id| matches!(plan.ot(id), Some(OtPlan::Garbled(_)))).collect()
 }
 
 impl Machine for OnlineClient {
@@ -264,14 +288,17 @@ impl Machine for OnlineClient {
                             }
                         }
                     }
-                    self.enter_stage();
+                    self.enter_stage()?;
                     self.state = State::Waiting;
                 }
                 State::Waiting => {
                     if let Some(message) = incoming.take() {
                         self.receive(message)?;
                     }
-                    if !self.expected.is_empty() {
+                    if let Some(message) = self.tasks.outgoing.pop_front() {
+                        return Ok(Turn::Send(message));
+                    }
+                    if !self.expected.is_empty() || !self.tasks.is_done() {
                         return Ok(Turn::Receive);
                     }
                     self.state = State::Replying;

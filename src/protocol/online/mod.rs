@@ -3,6 +3,7 @@
 mod bilinear;
 mod client;
 mod server;
+mod shared;
 
 pub use bilinear::bilinear;
 pub use client::OnlineClient;

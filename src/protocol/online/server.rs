@@ -7,6 +7,7 @@ use zeroize::Zeroizing;
 use super::{
     bilinear::bilinear,
     client::{garbled_nodes, operands},
+    shared::SharedTasks,
 };
 use crate::{
     model::{EdgeId, NodeId, Op},
@@ -16,10 +17,11 @@ use crate::{
             GadgetError,
             half_gates::{Garbling, LabelSeed},
         },
+        shared::Role,
     },
     protocol::{
-        Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec, ServerCorrelation,
-        Turn, gate_key, pack_ring, row_sums, unpack_ring,
+        CotPools, Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec,
+        ServerCorrelation, SharedPlan, Turn, gate_key, pack_ring, row_sums, unpack_ring,
     },
 };
 
@@ -51,6 +53,8 @@ pub struct OnlineServer {
     stages_prepared: usize,
     outgoing: VecDeque<Outgoing>,
     waiting: VecDeque<NodeId>,
+    tasks: SharedTasks<Vec<u64>>,
+    pools: Option<CotPools>,
     current: Option<NodeId>,
     state: State,
 }
@@ -65,6 +69,8 @@ impl OnlineServer {
     ) -> Self {
         let shares = plan.graph.edges.iter().map(|_| None).collect();
         Self {
+            tasks: SharedTasks::new(),
+            pools: correlation.take_pools(),
             plan,
             correlation,
             weights,
@@ -130,10 +136,40 @@ impl OnlineServer {
         }
         for &id in &stage.interactive {
             match plan.ot(id) {
+                Some(OtPlan::Shared(s)) => {
+                    self.start_shared(id, s)?;
+                    continue;
+                }
                 Some(OtPlan::Garbled(g)) => self.outgoing.extend((0..g.chunks()).map(|c| Outgoing::Chunk(id, c))),
                 _ => self.outgoing.push_back(Outgoing::Operands(id)),
             }
             self.waiting.push_back(id);
+        }
+        Ok(())
+    }
+
+    fn start_shared(&mut self, id: NodeId, shared: &SharedPlan) -> Result<()> {
+        let plan = self.plan.clone();
+        let node = plan.graph.node(id);
+        self.shares[node.output.0] = Some(SecretVec::new(vec![0; plan.graph.edge(node.output).len()]));
+        for chunk in 0..shared.chunks() {
+            let share = self.share(node.op.inputs()[0])?[shared.elements(chunk)].to_vec();
+            let party = shared.party(Role::Server, &self.correlation.session, id, chunk, &mut self.pools)?;
+            let task = shared.function.server(party, share)?;
+            self.tasks.start((id, chunk), task)?;
+        }
+        self.take_finished()
+    }
+
+    /// Puts the results of shared layers where they belong.
+    fn take_finished(&mut self) -> Result<()> {
+        for ((id, chunk), share) in self.tasks.finished.drain(..) {
+            let share = Zeroizing::new(share);
+            let range = self.plan.shared(id)?.elements(chunk);
+            let output = self.plan.graph.node(id).output;
+            let place = self.shares[output.0].as_mut().and_then(|s| s.get_mut(range)).filter(|p| p.len() == share.len());
+            let place = place.ok_or_else(|| ProtocolError::Missing { what: format!("the result of node {}", id.0) })?;
+            place.copy_from_slice(&share);
         }
         Ok(())
     }
@@ -225,6 +261,10 @@ impl OnlineServer {
                 self.on_input(&embedding, &pool)
             }
             (State::Start, _) => Err(unexpected("masked inputs")),
+            (State::Waiting, Message::Shared { node, chunk, payload }) => {
+                self.current = Some(self.tasks.deliver(node, chunk, payload)?);
+                self.take_finished()
+            }
             (State::Waiting, message) => match (self.waiting.pop_front(), message) {
                 (Some(id), Message::Colours { node, bits }) if node as usize == id.0 => {
                     self.current = Some(id);
@@ -285,7 +325,10 @@ impl Machine for OnlineServer {
                     if let Some(message) = incoming.take() {
                         self.receive(message)?;
                     }
-                    if !self.waiting.is_empty() {
+                    if let Some(message) = self.tasks.outgoing.pop_front() {
+                        return Ok(Turn::Send(message));
+                    }
+                    if !self.waiting.is_empty() || !self.tasks.is_done() {
                         return Ok(Turn::Receive);
                     }
                     self.stage += 1;

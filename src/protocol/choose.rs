@@ -1,0 +1,216 @@
+//! How non-linear layers are evaluated and OTs made, where the user leaves it to the program.
+//!
+//! For each kind of layer both ways are priced: bytes over the link, round trips, work. The prices are of offline and online
+//! phase together, and are sums: what runs side by side is not credited, on either side of the comparison.
+
+use std::str::FromStr;
+
+use super::{CotDemand, LayerKind, Method, Methods, OtMethod, OtPlan, Plan, Result, Settings};
+use crate::{he::ParameterSet, model::Graph};
+
+/// What a user asks of the non-linear layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nonlinear {
+    /// Every layer garbled: exact.
+    #[default]
+    Garbled,
+    /// Every layer on shares.
+    Shared,
+    /// For each kind of layer what is faster on this link and machine.
+    Auto,
+}
+
+impl FromStr for Nonlinear {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "garbled" => Ok(Self::Garbled),
+            "shared" => Ok(Self::Shared),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("no way {text} to evaluate non-linear layers: there are garbled, shared and auto")),
+        }
+    }
+}
+
+/// What a user asks of the OTs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OtChoice {
+    /// This method.
+    Fixed(OtMethod),
+    /// What is faster on this link and machine.
+    #[default]
+    Auto,
+}
+
+impl FromStr for OtChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Fixed).map_err(|e| format!("{e}, and auto")),
+        }
+    }
+}
+
+/// The link and the machine, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Circumstances {
+    /// For a byte in one direction.
+    pub byte: f64,
+    /// For a message and its answer.
+    pub round_trip: f64,
+    /// For a block of AES on one thread; all work of these layers scales with it.
+    pub aes_block: f64,
+    /// Threads of each party.
+    pub threads: usize,
+}
+
+impl Circumstances {
+    /// Work in blocks of AES, on all threads.
+    fn work(&self, blocks: f64) -> f64 {
+        blocks * self.aes_block / self.threads.max(1) as f64
+    }
+}
+
+/// What is done, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// For the inference.
+    pub settings: Settings,
+    /// A sentence for everything that was chosen rather than asked for.
+    pub reasons: Vec<String>,
+}
+
+// Work for one of a kind in blocks of AES, both parties together, from the rows of `kernels-bench/RESULTS.md`.
+/// An AND gate: garbling hashes four times, evaluation twice, and both wait for memory.
+const AND: f64 = 4.5;
+/// A COT of the extension.
+const IKNP_COT: f64 = 9.0;
+/// A silent COT.
+const SILENT_COT: f64 = 60.0;
+/// A byte that a layer on shares sends: it is hashed at both ends.
+const SHARED_BYTE: f64 = 1.5;
+
+/// The price of one way in seconds.
+struct Price {
+    seconds: f64,
+    cots: CotDemand,
+}
+
+/// Chooses.
+///
+/// # Errors
+/// A layer that can be evaluated in neither way.
+pub fn decide(
+    graph: &Graph,
+    params: &ParameterSet,
+    nonlinear: Nonlinear,
+    ot: OtChoice,
+    circumstances: &Circumstances,
+) -> Result<Decision> {
+    let plan = |methods| Plan::new(graph.clone(), params, Settings { methods, ot: OtMethod::Iknp });
+    let ots: &[OtMethod] = match ot {
+        OtChoice::Fixed(OtMethod::Iknp) => &[OtMethod::Iknp],
+        OtChoice::Fixed(OtMethod::Silent) => &[OtMethod::Silent],
+        OtChoice::Auto => &[OtMethod::Iknp, OtMethod::Silent],
+    };
+    let (garbled, shared) = match nonlinear {
+        Nonlinear::Garbled => (Some(plan(Methods::GARBLED)?), None),
+        Nonlinear::Shared => (None, Some(plan(Methods::SHARED)?)),
+        Nonlinear::Auto => (Some(plan(Methods::GARBLED)?), Some(plan(Methods::SHARED)?)),
+    };
+    let mut best: Option<(f64, Settings, Vec<String>)> = None;
+    for &method in ots {
+        let (mut total, mut methods, mut reasons) = (0.0, Methods::GARBLED, Vec::new());
+        let products = garbled.as_ref().or(shared.as_ref()).map_or(0.0, |p| products(p, method, circumstances));
+        total += products;
+        for kind in LayerKind::ALL {
+            let price = |plan: &Option<Plan>| plan.as_ref().and_then(|p| price(p, kind, method, circumstances));
+            let (garbled, shared) = (price(&garbled), price(&shared));
+            let (chosen, seconds) = match (garbled, shared) {
+                (Some(g), Some(s)) => {
+                    let chosen = if s < g { Method::Shared } else { Method::Garbled };
+                    reasons.push(format!(
+                        "{}: {}, estimated {} garbled and {} shared",
+                        kind.name(),
+                        chosen.name(),
+                        seconds_text(g),
+                        seconds_text(s)
+                    ));
+                    (chosen, g.min(s))
+                }
+                (Some(g), None) => (Method::Garbled, g),
+                (None, Some(s)) => (Method::Shared, s),
+                (None, None) => continue,
+            };
+            methods = methods.with(kind, chosen);
+            total += seconds;
+        }
+        if best.as_ref().is_none_or(|(least, ..)| total < *least) {
+            if ots.len() > 1 {
+                reasons.push(format!("OTs: {}", method.name()));
+            }
+            best = Some((total, Settings { methods, ot: method }, reasons));
+        }
+    }
+    let (_, settings, reasons) = best.unwrap_or((0.0, Settings::EXACT, Vec::new()));
+    Ok(Decision { settings, reasons })
+}
+
+fn seconds_text(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.1} s") }
+}
+
+/// Seconds for all layers of a kind as the plan has them; `None` if the graph has none.
+fn price(plan: &Plan, kind: LayerKind, ot: OtMethod, c: &Circumstances) -> Option<f64> {
+    let mut price: Option<Price> = None;
+    let graph = &plan.graph;
+    for stage in &graph.stages {
+        let mut rounds = 0;
+        for &id in &stage.interactive {
+            let crate::model::Op::Garbled { function, .. } = &graph.node(id).op else { continue };
+            if LayerKind::of(function) != kind {
+                continue;
+            }
+            let Some(node) = plan.ot(id) else { continue };
+            let sum = price.get_or_insert(Price { seconds: 0.0, cots: CotDemand::default() });
+            sum.cots = [sum.cots, node.cots()].into_iter().sum();
+            match node {
+                OtPlan::Garbled(g) => {
+                    let ands = g.and_gates() as f64;
+                    let labels = 16.0 * (g.instances * g.gadget.circuit().garbler_inputs()) as f64;
+                    sum.seconds += c.work(AND * ands).max(32.0 * ands * c.byte) + labels * c.byte;
+                    rounds = rounds.max(1);
+                }
+                OtPlan::Shared(s) => {
+                    let (up, down) = s.bytes();
+                    let bytes = (up + down) as f64;
+                    sum.seconds += c.work(SHARED_BYTE * bytes) + bytes * c.byte;
+                    rounds = rounds.max(s.function.rounds());
+                }
+                OtPlan::Product(_) => {}
+            }
+        }
+        if let Some(sum) = &mut price {
+            sum.seconds += rounds as f64 * c.round_trip;
+        }
+    }
+    price.map(|p| p.seconds + cot_seconds(p.cots, ot, c))
+}
+
+/// Seconds for the OTs of the products, which are the same whatever becomes of the layers.
+fn products(plan: &Plan, ot: OtMethod, c: &Circumstances) -> f64 {
+    let nodes = plan.graph.iter().filter_map(|(id, _)| plan.ot(id));
+    let cots = nodes.filter(|n| matches!(n, OtPlan::Product(_))).map(OtPlan::cots).sum();
+    cot_seconds(cots, ot, c)
+}
+
+fn cot_seconds(cots: CotDemand, ot: OtMethod, c: &Circumstances) -> f64 {
+    let count = cots.total() as f64;
+    match ot {
+        OtMethod::Iknp => c.work(IKNP_COT * count).max(16.0 * count * c.byte),
+        OtMethod::Silent => c.work(SILENT_COT * count) + 0.2 * count * c.byte,
+    }
+}
