@@ -18,6 +18,7 @@ use heliostat::{
         record::{Entry, Outline, record},
         session::{ClientConnection, ClientSession, Recorder, ServerContext, Tables, serve_connection},
     },
+    protocol::Settings,
 };
 
 /// Lanes of a connection.
@@ -44,7 +45,7 @@ fn observe(model: &Model, context: &Arc<ServerContext>, inputs: Inputs, tables: 
     let (connection, _) =
         ClientConnection::open(client, [5; 16], Meter::new(Role::Client), None, Recorder::default()).unwrap();
     let mut session = ClientSession::new(connection, model.spec().clone(), Arc::new(CpuBackend::new(None))).unwrap();
-    let prepared = session.offline(8, tables).unwrap();
+    let prepared = session.offline(8, Settings::EXACT, tables).unwrap();
     let output = session.online(prepared, inputs).unwrap();
     session.close().unwrap();
     served.join().unwrap().unwrap();

@@ -14,6 +14,7 @@ use heliostat::{
             serve_connection,
         },
     },
+    protocol::Settings,
 };
 
 fn model() -> Model {
@@ -62,7 +63,7 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
     ] {
         let start = session.cut();
         let interleaved = tables == Tables::Interleaved;
-        let prepared = session.offline(8, tables).unwrap();
+        let prepared = session.offline(8, Settings::EXACT, tables).unwrap();
         let middle = session.cut();
         let inputs = inputs(&model, text, 8);
         let output = session.online(prepared, inputs.clone()).unwrap();
@@ -103,17 +104,17 @@ fn kept_correlations_serve_another_connection_once() {
         connect(client, &model, Recorder::default()).unwrap()
     };
     let mut first = session();
-    drop(first.offline(8, Tables::Keep(client_dir.clone())).unwrap());
+    drop(first.offline(8, Settings::EXACT, Tables::Keep(client_dir.clone())).unwrap());
     first.close().unwrap();
 
     let mut second = session();
-    assert!(second.resume(&client_dir, 16).is_err(), "another bucket");
-    let prepared = second.resume(&client_dir, 8).unwrap();
+    assert!(second.resume(&client_dir, 16, Settings::EXACT).is_err(), "another bucket");
+    let prepared = second.resume(&client_dir, 8, Settings::EXACT).unwrap();
     let inputs = inputs(&model, "kept on disk", 8);
     let graph = model.client().graph(8).unwrap();
     let output = second.online(prepared, inputs.clone()).unwrap();
     assert_eq!(output, execute(&graph, model.weights(), &inputs).unwrap().edge(graph.output));
-    assert!(second.resume(&client_dir, 8).is_err(), "spent");
+    assert!(second.resume(&client_dir, 8, Settings::EXACT).is_err(), "spent");
     let left = |d: &Path| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
     assert_eq!((left(&client_dir), left(&server_dir)), (vec!["key".into()], vec!["key".into()]));
 }
@@ -142,7 +143,7 @@ fn real_checkpoints_equal_the_oracle() {
             serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
         });
         let mut session = connect(client, &model, Recorder::default()).unwrap();
-        let prepared = session.offline(8, Tables::Spool(std::env::temp_dir())).unwrap();
+        let prepared = session.offline(8, Settings::EXACT, Tables::Spool(std::env::temp_dir())).unwrap();
         let inputs = inputs(&model, text, 8);
         let output = session.online(prepared, inputs.clone()).unwrap();
         session.close().unwrap();

@@ -168,7 +168,7 @@ fn price(plan: &Plan, kind: LayerKind, ot: OtMethod, c: &Circumstances) -> Optio
     let mut price: Option<Price> = None;
     let graph = &plan.graph;
     for stage in &graph.stages {
-        let mut rounds = 0;
+        let mut flights = 0;
         for &id in &stage.interactive {
             let crate::model::Op::Garbled { function, .. } = &graph.node(id).op else { continue };
             if LayerKind::of(function) != kind {
@@ -182,19 +182,19 @@ fn price(plan: &Plan, kind: LayerKind, ot: OtMethod, c: &Circumstances) -> Optio
                     let ands = g.and_gates() as f64;
                     let labels = 16.0 * (g.instances * g.gadget.circuit().garbler_inputs()) as f64;
                     sum.seconds += c.work(AND * ands).max(32.0 * ands * c.byte) + labels * c.byte;
-                    rounds = rounds.max(1);
+                    flights = flights.max(2);
                 }
                 OtPlan::Shared(s) => {
                     let (up, down) = s.bytes();
                     let bytes = (up + down) as f64;
                     sum.seconds += c.work(SHARED_BYTE * bytes) + bytes * c.byte;
-                    rounds = rounds.max(s.function.rounds());
+                    flights = flights.max(s.cost(0).rounds);
                 }
                 OtPlan::Product(_) => {}
             }
         }
         if let Some(sum) = &mut price {
-            sum.seconds += rounds as f64 * c.round_trip;
+            sum.seconds += flights as f64 * c.round_trip / 2.0;
         }
     }
     price.map(|p| p.seconds + cot_seconds(p.cots, ot, c))

@@ -100,6 +100,14 @@ impl CotPools {
         self.receives.len() + self.sends.len()
     }
 
+    /// From the blocks that are left of both directions.
+    ///
+    /// # Errors
+    /// An even offset.
+    pub fn restore(delta: Block, sends: Vec<Block>, receives: Vec<Block>) -> Result<Self> {
+        Ok(Self { receives: CotReceiverPool::new(receives), sends: CotSenderPool::new(delta, sends)? })
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -147,6 +155,7 @@ impl ClientCorrelation {
         shares: Vec<Vec<u64>>,
         products: Vec<(NodeId, Vec<u64>)>,
         labels: Vec<(ChunkKey, Vec<Block>)>,
+        pools: Option<CotPools>,
         tables: Box<dyn TableStore>,
     ) -> Self {
         Self {
@@ -154,7 +163,7 @@ impl ClientCorrelation {
             board: ShareBoard::restore(shares),
             products: Mutex::new(products.into_iter().map(|(k, v)| (k, SecretVec::new(v))).collect()),
             labels: Mutex::new(labels.into_iter().map(|(k, v)| (k, SecretBlocks::new(v))).collect()),
-            pools: Mutex::default(),
+            pools: Mutex::new(pools),
             tables,
             spent: AtomicBool::new(false),
         }
@@ -176,7 +185,12 @@ impl ClientCorrelation {
         *lock(&self.pools) = Some(pools);
     }
 
-    /// Takes the COTs of the layers on shares, if there are any.
+    /// Reads the COTs of the layers on shares, if there are any.
+    pub fn with_pools<T>(&self, f: impl FnOnce(Option<&CotPools>) -> T) -> T {
+        f(lock(&self.pools).as_ref())
+    }
+
+    /// Takes them.
     pub(super) fn take_pools(&self) -> Option<CotPools> {
         lock(&self.pools).take()
     }
@@ -318,6 +332,11 @@ impl ServerCorrelation {
     }
 
     /// As at the client.
+    pub fn with_pools<T>(&self, f: impl FnOnce(Option<&CotPools>) -> T) -> T {
+        f(lock(&self.pools).as_ref())
+    }
+
+    /// As at the client.
     pub(super) fn take_pools(&self) -> Option<CotPools> {
         lock(&self.pools).take()
     }
@@ -354,7 +373,7 @@ impl ServerCorrelation {
     }
 
     /// Puts a correlation back together, as read from a store.
-    pub fn restore(session: SessionId, mut export: ServerExport) -> Self {
+    pub fn restore(session: SessionId, mut export: ServerExport, pools: Option<CotPools>) -> Self {
         use std::mem::take;
         let own = Self::with_secrets(session, GarblerSecrets { delta: export.delta, label_seed: export.label_seed });
         take(&mut export.linear).into_iter().for_each(|(k, v)| own.put_linear(k, v));
@@ -364,6 +383,7 @@ impl ServerCorrelation {
             own.put_masks(node, ServerProduct { left_mask: SecretVec::new(left), right_mask: SecretVec::new(right) });
         }
         take(&mut export.permute).into_iter().for_each(|(k, v)| own.put_permute(k, v));
+        *lock(&own.pools) = pools;
         own
     }
 }

@@ -39,6 +39,14 @@ pub enum ProtocolError {
     /// Products of shares failed.
     #[error("products of shares: {0}")]
     Shared(#[from] crate::mpc::shared::SharedError),
+    /// A layer cannot be evaluated on shares.
+    #[error("{node} cannot be evaluated on shares ({source}); use --nonlinear garbled")]
+    OnShares {
+        /// Which one.
+        node: String,
+        /// Why.
+        source: crate::mpc::shared::SharedError,
+    },
     /// The garbled circuits failed.
     #[error("garbled circuit: {0}")]
     Garble(String),

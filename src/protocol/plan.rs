@@ -9,13 +9,14 @@ use super::{
 use crate::{
     arith::ShareModulus,
     he::ParameterSet,
-    model::{Function, Graph, NodeId, Op},
+    model::{Edge, Function, Graph, NodeId, Op},
     mpc::{
+        block::Block,
         garble::{
             Gadget, GadgetError,
             half_gates::{GROUP, tables_len},
         },
-        shared::{Party, ProductShape, Role, SharedFunction},
+        shared::{Cost, Party, ProductShape, Role, SharedError, SharedFunction},
     },
 };
 
@@ -23,6 +24,8 @@ use crate::{
 const CHUNK_OTS: usize = 1 << 17;
 /// Bytes of garbled tables of one chunk.
 const CHUNK_TABLES: usize = 16 << 20;
+/// Elements of one chunk of a layer on shares: messages of a few MiB, and work for all threads.
+const CHUNK_SHARED: usize = 1 << 15;
 /// Bytes of one product message.
 const CHUNK_PRODUCT: usize = 8 << 20;
 
@@ -95,34 +98,61 @@ impl ProductPlan {
 }
 
 /// A node that is evaluated on shares, online, chunk by chunk side by side.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SharedPlan {
-    /// The function of one row of [`Self::cols`] elements.
-    pub function: Arc<SharedFunction>,
-    /// Elements of a row: 1 for elementwise functions.
-    pub cols: usize,
-    /// Rows in all.
-    pub rows: usize,
-    /// Rows of a chunk.
+    /// The function.
+    pub function: SharedFunction,
+    /// Elements in all.
+    pub elements: usize,
+    /// Elements of a chunk (the last one may have fewer): whole rows.
     pub per_chunk: usize,
+    /// What a full chunk costs, and the last one.
+    costs: [Cost; 2],
 }
 
 impl SharedPlan {
+    fn new(function: SharedFunction, elements: usize) -> Result<Self> {
+        let row = function.columns();
+        let per_chunk = (CHUNK_SHARED / row).max(1) * row;
+        let last = match elements % per_chunk {
+            0 => per_chunk.min(elements),
+            rest => rest,
+        };
+        let costs = [function.cost(per_chunk.min(elements))?, function.cost(last)?];
+        Ok(Self { function, elements, per_chunk, costs })
+    }
+
     /// Number of chunks.
     pub fn chunks(&self) -> usize {
-        self.rows.div_ceil(self.per_chunk)
+        self.elements.div_ceil(self.per_chunk)
     }
 
     /// Elements of a chunk.
-    pub fn elements(&self, index: usize) -> std::ops::Range<usize> {
+    pub fn chunk(&self, index: usize) -> std::ops::Range<usize> {
         let start = index * self.per_chunk;
-        start * self.cols..(start + self.per_chunk).min(self.rows) * self.cols
+        start..(start + self.per_chunk).min(self.elements)
+    }
+
+    /// What a chunk costs.
+    pub fn cost(&self, index: usize) -> &Cost {
+        &self.costs[usize::from(index + 1 >= self.chunks())]
     }
 
     /// COTs of a chunk.
     pub fn cots(&self, index: usize) -> CotDemand {
-        let cots = self.function.cots(self.elements(index).len());
+        let cots = self.cost(index).cots;
         CotDemand { client_receives: cots.server_sends, client_sends: cots.client_sends }
+    }
+
+    /// COTs of all chunks.
+    pub fn all_cots(&self) -> CotDemand {
+        (0..self.chunks()).map(|c| self.cots(c)).sum()
+    }
+
+    /// Bytes of all messages, up and down.
+    pub fn bytes(&self) -> (u64, u64) {
+        let chunks = (0..self.chunks()).map(|c| self.cost(c));
+        chunks.fold((0, 0), |sum, c| (sum.0 + c.up as u64, sum.1 + c.down as u64))
     }
 
     /// The party that evaluates a chunk, with COTs of its own.
@@ -140,21 +170,8 @@ impl SharedPlan {
         };
         let missing = || ProtocolError::Missing { what: "the OTs of the layers on shares".into() };
         let pools = pools.as_mut().ok_or_else(missing)?.split(demand.client_receives, demand.client_sends)?;
-        let first = self.elements(chunk).start as u64;
-        let session = crate::mpc::block::Block::from_bytes(*session);
-        Ok(Party::new(role, session, node.0 as u32, pools.sends, pools.receives))
-    }
-
-    /// Bytes of all messages, up and down.
-    pub fn bytes(&self) -> (u64, u64) {
-        (0..self.chunks()).map(|c| self.function.bytes(self.elements(c).len())).fold((0, 0), |sum, (up, down)| {
-            (sum.0 + up as u64, sum.1 + down as u64)
-        })
-    }
-
-    /// COTs of all chunks.
-    pub fn all_cots(&self) -> CotDemand {
-        (0..self.chunks()).map(|c| self.cots(c)).sum()
+        let session = Block::from_bytes(*session);
+        Ok(Party::new(role, pools.sends, pools.receives, session, node.0 as u32, chunk as u32))
     }
 }
 
@@ -353,20 +370,27 @@ fn garbled_plan(graph: &Graph, id: NodeId, cache: &mut HashMap<String, Arc<Gadge
     Ok(GarbledPlan { gadget, instances, per_chunk })
 }
 
-/// Elements of one chunk of a shared layer: messages of a few MiB, and work for all threads.
-const CHUNK_SHARED: usize = 1 << 15;
-
 fn shared_plan(graph: &Graph, id: NodeId) -> Result<SharedPlan> {
     let node = graph.node(id);
     let Op::Garbled { function, input } = &node.op else {
         return Err(ProtocolError::Mismatch { detail: format!("{} is not a non-linear function", node.name) });
     };
     let (from, to) = (graph.edge(*input), graph.edge(node.output));
-    let cols = if matches!(function, Function::Exp(_)) { from.cols } else { 1 };
-    let function = Arc::new(SharedFunction);
-    let rows = from.len() / cols;
-    let per_chunk = (CHUNK_SHARED / cols).clamp(1, rows.max(1));
-    Ok(SharedPlan { function, cols, rows, per_chunk })
+    let refused = |source| ProtocolError::OnShares { node: node.name.clone(), source };
+    let function = shared_function(function, from, to).map_err(refused)?;
+    SharedPlan::new(function, from.len())
+}
+
+/// A function of the graph on shares.
+pub(crate) fn shared_function(
+    function: &Function,
+    from: &Edge,
+    to: &Edge,
+) -> std::result::Result<SharedFunction, SharedError> {
+    match function {
+        Function::Truncate { shift } => SharedFunction::truncate(*shift, from.ring, to.ring),
+        _ => Err(SharedError::Role),
+    }
 }
 
 fn build(

@@ -7,7 +7,7 @@ use crate::{
     arith::sample::SecureRng,
     engine::cpu::CpuBackend,
     he::{BfvContext, HeClient as ClientKeys, HeServer as ServerKeys},
-    model::{EdgeId, Inputs, Model, execute},
+    model::{EdgeId, Evaluator, Exact, Inputs, Model, NonLinear, Op, execute},
 };
 
 pub(super) struct Parties {
@@ -20,6 +20,10 @@ pub(super) struct Parties {
 
 impl Parties {
     pub fn new(tokens: usize) -> Self {
+        Self::with(tokens, Settings::EXACT)
+    }
+
+    pub fn with(tokens: usize, settings: Settings) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2");
         let model = Model::load(&dir).unwrap();
         let mut rng = SecureRng::from_os().unwrap();
@@ -30,7 +34,7 @@ impl Parties {
         let server = ServerKeys::new(context, &public, Some(&galois)).unwrap();
         let graph = model.client().graph(tokens).unwrap();
         Self {
-            plan: Arc::new(Plan::new(graph, &parameter_set().unwrap()).unwrap()),
+            plan: Arc::new(Plan::new(graph, &parameter_set().unwrap(), settings).unwrap()),
             weights: model.weights().clone(),
             client_keys: Arc::new(keys),
             server_keys: Arc::new(server),
@@ -64,7 +68,16 @@ impl Parties {
 
 #[test]
 fn every_edge_equals_the_oracle() {
-    let parties = Parties::new(8);
+    every_edge_equals(Settings::EXACT);
+}
+
+#[test]
+fn every_edge_equals_the_oracle_with_pooled_ots() {
+    every_edge_equals(Settings { ot: OtMethod::Silent, ..Settings::EXACT });
+}
+
+fn every_edge_equals(settings: Settings) {
+    let parties = Parties::with(8, settings);
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
     let inputs = parties.model.client().inputs(&text).unwrap();
     let graph = &parties.plan.graph;
@@ -81,6 +94,48 @@ fn every_edge_equals_the_oracle() {
             assert_eq!(wrong, 0, "{} of {} elements of {} differ", wrong, sum.len(), edge.name);
         }
         assert_eq!(output, oracle.edge(graph.output));
+    }
+}
+
+/// Layers on shares: each within its stated error of the exact function of what went in, everything else exact.
+#[test]
+fn layers_on_shares_keep_to_their_error() {
+    let methods = Methods::GARBLED.with(LayerKind::Truncate, Method::Shared);
+    for ot in [OtMethod::Iknp, OtMethod::Silent] {
+        let parties = Parties::with(8, Settings { methods, ot });
+        let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
+        let inputs = parties.model.client().inputs(&text).unwrap();
+        let graph = &parties.plan.graph;
+        let (output, client, server) = parties.run(inputs.clone(), false);
+        let value = |id: EdgeId| -> Vec<i64> {
+            let ring = graph.edge(id).ring;
+            let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
+            a.iter().zip(b).map(|(&x, &y)| ring.to_signed(ring.add(x, y))).collect()
+        };
+        let (mut checked, mut off) = (0, 0);
+        for (id, node) in graph.iter() {
+            let Op::Garbled { function, input } = &node.op else { continue };
+            let (x, y) = (value(*input), value(node.output));
+            let nonlinear =
+                NonLinear { name: &node.name, function, input: graph.edge(*input), output: graph.edge(node.output) };
+            let (expected, _) = Exact.evaluate(nonlinear, &x).unwrap();
+            let bound = match parties.plan.ot(id) {
+                Some(OtPlan::Shared(shared)) => shared.function.error_bound() as i64,
+                _ => 0,
+            };
+            for (y, e) in y.iter().zip(&expected) {
+                let (y, e) = (i128::from(*y), *e);
+                assert!((y - e).abs() <= i128::from(bound), "{}: {y} instead of {e}", node.name);
+                (checked, off) = (checked + i64::from(bound > 0), off + i64::from(y != e));
+            }
+        }
+        // Errors do occur, and not everywhere.
+        assert!(checked > 10_000 && off > 0 && off < checked, "{off} of {checked}");
+        let oracle = execute(graph, &parties.weights, &inputs).unwrap();
+        let frac = graph.edge(graph.output).frac;
+        for (a, b) in output.iter().zip(oracle.edge(graph.output)) {
+            assert!((a - b).abs() < 1 << (frac - 3), "{a} {b}");
+        }
     }
 }
 

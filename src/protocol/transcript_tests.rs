@@ -299,6 +299,8 @@ fn masks_labels_and_correlations_are_fresh() {
                 | Message::ProductUp { message: a, .. }
                 | Message::Labels { labels: a, .. }
                 | Message::Colours { bits: a, .. }
+                | Message::Cots { payload: a }
+                | Message::Shared { payload: a, .. }
                 | Message::Restored { share: a, .. } => vec![a],
                 Message::Input { embedding, pool } => vec![embedding, pool],
                 Message::Masked { left, right, .. } => vec![left, right],

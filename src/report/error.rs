@@ -88,7 +88,9 @@ pub enum ReportError {
         values: usize,
     },
     /// The private result is too far from the oracle's.
-    #[error("the private output is {difference:.4} from the oracle's, more than layers on shares explain: please report this")]
+    #[error(
+        "the private output is {difference:.4} from the oracle's, more than layers on shares explain: please report this"
+    )]
     Far {
         /// Largest difference of a value.
         difference: f64,

@@ -20,9 +20,7 @@ use crate::{
         session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, busy, overlap},
     },
     packing::{CoefficientPacking, Packing},
-    protocol::{
-        Circumstances, Decision, HeItem, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide, parameter_set,
-    },
+    protocol::{Circumstances, Decision, HeItem, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide, parameter_set},
 };
 
 /// How garbled tables are kept between the phases.
@@ -296,7 +294,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         for (id, _) in plan.graph.iter() {
             if let Some(OtPlan::Shared(s)) = plan.ot(id) {
                 let (up, down) = s.bytes();
-                self.report.shared.0 += (s.rows * s.cols) as u64;
+                self.report.shared.0 += s.elements as u64;
                 self.report.shared.1 += up + down;
             }
         }
@@ -429,7 +427,11 @@ impl<'a, C: Connect> Runner<'a, C> {
             ops: ops_since(&self.ops_before, &self.backend.ops()),
             nonlinear: NonlinearReport {
                 methods: self.decisions.iter().map(|(&b, d)| (b, d.settings.methods.to_string())).collect(),
-                reasons: self.decisions.iter().flat_map(|(b, d)| d.reasons.iter().map(move |r| format!("bucket {b}, {r}"))).collect(),
+                reasons: self
+                    .decisions
+                    .iter()
+                    .flat_map(|(b, d)| d.reasons.iter().map(move |r| format!("bucket {b}, {r}")))
+                    .collect(),
                 shared_elements: r.shared.0,
                 shared_bytes: r.shared.1,
             },

@@ -13,6 +13,7 @@ use heliostat::{
         Meter, Role, memory_pair,
         session::{ClientConnection, ClientSession, Recorder, ServerContext, Tables, serve_connection},
     },
+    protocol::Settings,
 };
 
 use crate::failing::{Failing, Failure};
@@ -29,7 +30,7 @@ fn infer(model: &Model, backend: Arc<dyn Backend>) -> (Vec<i64>, Vec<i64>) {
     let recorder = Recorder::default();
     let (connection, _) = ClientConnection::open(client, [5; 16], Meter::new(Role::Client), None, recorder).unwrap();
     let mut session = ClientSession::new(connection, model.spec().clone(), backend).unwrap();
-    let prepared = session.offline(8, Tables::Interleaved).unwrap();
+    let prepared = session.offline(8, Settings::EXACT, Tables::Interleaved).unwrap();
     let inputs = model.client().inputs(&model.client().encode("so so", None, 8).unwrap()).unwrap();
     let output = session.online(prepared, inputs.clone()).unwrap();
     session.close().unwrap();

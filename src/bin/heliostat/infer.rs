@@ -26,12 +26,8 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
         recorder: teller.recorder.clone(),
         notices: Vec::new(),
     };
-    let how = How {
-        max_tokens: args.max_tokens.into(),
-        link: args.link,
-        tables: tables(&args.tables),
-        layers: args.layers,
-    };
+    let how =
+        How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
     let options = how.options(&machine, 1, &args.output);
     let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
     teller.run(runner, &inputs, machine.environment)

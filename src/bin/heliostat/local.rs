@@ -188,7 +188,8 @@ pub fn local(args: Local) -> Result<(), Failure> {
     let inputs = texts.read()?;
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
-    let how = How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
+    let how =
+        How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
     run(&model, machine, &inputs, how, &args.output)
 }
 
@@ -272,13 +273,7 @@ fn prepare(
     Ok(())
 }
 
-fn run(
-    model: &Model,
-    machine: Machine,
-    inputs: &[TextInput],
-    how: How,
-    output: &OutputArgs,
-) -> Result<(), Failure> {
+fn run(model: &Model, machine: Machine, inputs: &[TextInput], how: How, output: &OutputArgs) -> Result<(), Failure> {
     let server = server_context(model, machine.backend.clone(), how.max_tokens)?.with_costs(machine.costs.clone());
     run_on(&server, model, machine, inputs, how, output)
 }

@@ -199,15 +199,17 @@ mod tests {
                 let ours = Twiddles::new(&ring, limb);
                 let p = ours.modulus.value();
                 let n_inv = || NInverse::of(&ours);
-                let mut libraries: Vec<(&str, Box<dyn CpuNtt>)> = vec![(
-                    "concrete",
-                    Box::new(Concrete { plan: concrete_ntt::prime32::Plan::try_new(n, p).unwrap(), n_inv: n_inv() }),
-                )];
-                #[cfg(feature = "tfhe-ntt")]
-                libraries.push((
-                    "tfhe",
-                    Box::new(Tfhe { plan: tfhe_ntt::prime32::Plan::try_new(n, p).unwrap(), n_inv: n_inv() }),
-                ));
+                let libraries: Vec<(&str, Box<dyn CpuNtt>)> = vec![
+                    (
+                        "concrete",
+                        Box::new(Concrete {
+                            plan: concrete_ntt::prime32::Plan::try_new(n, p).unwrap(),
+                            n_inv: n_inv(),
+                        }),
+                    ),
+                    #[cfg(feature = "tfhe-ntt")]
+                    ("tfhe", Box::new(Tfhe { plan: tfhe_ntt::prime32::Plan::try_new(n, p).unwrap(), n_inv: n_inv() })),
+                ];
                 let mixed: Vec<u32> = (0..n as u64).map(|i| ours.modulus.reduce((i + 1) * 0x9e37_79b9_7f4a)).collect();
                 for (name, library) in libraries {
                     assert!(agree(&ours, library.as_ref(), n), "{name}: another root at N = {n}, p = {p}");

@@ -61,6 +61,11 @@ impl CotSenderPool {
         self.len() == 0
     }
 
+    /// The blocks that are left, for a sealed store.
+    pub fn left(&self) -> &[Block] {
+        self.blocks.left()
+    }
+
     /// The next `count` blocks `q_j`.
     ///
     /// # Errors
@@ -152,6 +157,11 @@ impl CotReceiverPool {
         self.len() == 0
     }
 
+    /// The blocks that are left, for a sealed store.
+    pub fn left(&self) -> &[Block] {
+        self.blocks.left()
+    }
+
     /// The next `count` COTs.
     ///
     /// # Errors
@@ -212,6 +222,10 @@ impl Blocks {
     fn of_runs(runs: Vec<Zeroizing<Vec<Block>>>) -> Self {
         let len = runs.iter().map(|run| run.len()).sum();
         Self { runs: runs.into(), next: 0, len }
+    }
+
+    fn left(&self) -> &[Block] {
+        &self.all[self.next..]
     }
 
     fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {

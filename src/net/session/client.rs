@@ -298,14 +298,15 @@ impl ClientSession {
         let plan = self.plan(tokens, settings)?;
         let store = CorrelationStore::open(dir)?;
         let digest = self.connection.digest;
-        let session = *store.unspent(&digest, tokens as u32, settings, true)?.first().ok_or_else(|| ProtocolError::Missing {
-            what: format!(
-                "an unspent correlation of this model for {tokens} tokens ({}, {} OTs) in {}",
-                settings.methods,
-                settings.ot.name(),
-                dir.display()
-            ),
-        })?;
+        let session =
+            *store.unspent(&digest, tokens as u32, settings, true)?.first().ok_or_else(|| ProtocolError::Missing {
+                what: format!(
+                    "an unspent correlation of this model for {tokens} tokens ({}, {} OTs) in {}",
+                    settings.methods,
+                    settings.ot.name(),
+                    dir.display()
+                ),
+            })?;
         let binding = Binding { digest, tokens: tokens as u32, settings, session };
         let correlation = Arc::new(store.take_client(&binding, &plan.graph)?);
         // The open file stays readable; its name goes now, so that a crash leaves nothing behind.

@@ -24,7 +24,7 @@ use crate::{
     arith::codec::{CodecError, Reader, Writer},
     model::{EdgeId, Graph, NodeId},
     mpc::block::{Block, blocks_as_bytes, blocks_from_bytes},
-    protocol::{ClientCorrelation, ProtocolError, ServerCorrelation, ServerExport, SessionId, Settings},
+    protocol::{ClientCorrelation, CotPools, ProtocolError, ServerCorrelation, ServerExport, SessionId, Settings},
 };
 
 const MAGIC: &[u8; 8] = b"HELIOCOR";
@@ -194,6 +194,7 @@ impl CorrelationStore {
         for (node, chunk, at, len) in index {
             w.u32(node.0 as u32).u32(*chunk as u32).u64(*at).u64(*len as u64);
         }
+        correlation.with_pools(|pools| write_pools(&mut w, pools));
         self.seal(binding, true, Zeroizing::new(w.finish()))
     }
 
@@ -224,9 +225,10 @@ impl CorrelationStore {
                 Ok((NodeId(r.u32("node")? as usize), r.u32("chunk")? as usize, r.u64("at")?, r.u64("len")? as usize))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
+        let pools = read_pools(&mut r)?;
         r.finish()?;
         let tables = FileTables::open(&self.tables_path(&binding.session), index)?;
-        Ok(ClientCorrelation::restore(binding.session, shares, products, labels, Box::new(tables)))
+        Ok(ClientCorrelation::restore(binding.session, shares, products, labels, pools, Box::new(tables)))
     }
 
     /// Seals the server's side.
@@ -249,6 +251,7 @@ impl CorrelationStore {
         for ((node, chunk), bits) in &export.permute {
             w.u32(node.0 as u32).u32(*chunk as u32).bytes(bits);
         }
+        correlation.with_pools(|pools| write_pools(&mut w, pools));
         self.seal(binding, false, Zeroizing::new(w.finish()))
     }
 
@@ -272,9 +275,10 @@ impl CorrelationStore {
                 Ok((key, r.bytes("permute bits")?.to_vec()))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
+        let pools = read_pools(&mut r)?;
         r.finish()?;
         let export = ServerExport { delta, label_seed, linear, products, masks, permute };
-        Ok(ServerCorrelation::restore(binding.session, export))
+        Ok(ServerCorrelation::restore(binding.session, export, pools))
     }
 
     /// Removes the tables of a session that is over.
@@ -323,6 +327,23 @@ fn write_words(w: &mut Writer, values: &[u64]) {
 fn read_words(r: &mut Reader<'_>) -> Result<Vec<u64>, CodecError> {
     let count = r.count("a vector", r.remaining() / 8)?;
     (0..count).map(|_| r.u64("a vector")).collect()
+}
+
+/// 0, or 1 and what is left of the COTs of both directions.
+fn write_pools(w: &mut Writer, pools: Option<&CotPools>) {
+    w.u8(u8::from(pools.is_some()));
+    if let Some(CotPools { receives, sends }) = pools {
+        w.raw(&sends.delta().to_bytes()).bytes(blocks_as_bytes(sends.left())).bytes(blocks_as_bytes(receives.left()));
+    }
+}
+
+fn read_pools(r: &mut Reader<'_>) -> Result<Option<CotPools>, ProtocolError> {
+    if r.u8("whether there are OTs")? == 0 {
+        return Ok(None);
+    }
+    let delta = Block::from_bytes(r.array("delta")?);
+    let mut blocks = || blocks_from_bytes(r.bytes("OTs")?).ok_or(CodecError::Invalid { what: "OTs" });
+    Ok(Some(CotPools::restore(delta, blocks()?, blocks()?)?))
 }
 
 fn write_vectors(w: &mut Writer, vectors: &[(NodeId, Vec<u64>)]) {

@@ -79,13 +79,12 @@ mod tests {
 
     #[test]
     fn choices_are_corrected() {
-        let count = 203;
+        let count: usize = 203;
         let (sender, receiver) = deal(5, 1000);
         let delta = sender.delta();
         let (mut sending, mut receiving) = (Sending::Pool(sender), Receiving::Pool(receiver));
         for round in 0u32..4 {
-            let mut choices: Vec<u8> =
-                (0..count.div_ceil(8) as u32).map(|i| (i * 77 + 5 + 31 * round) as u8).collect();
+            let mut choices: Vec<u8> = (0..count.div_ceil(8) as u32).map(|i| (i * 77 + 5 + 31 * round) as u8).collect();
             *choices.last_mut().unwrap() &= 0b111;
             let (message, t) = receiving.choose(&choices, count).unwrap();
             let q = sending.transfer(&message, count).unwrap();

@@ -9,8 +9,8 @@ use crate::{
     model::{EdgeId, Graph, Inputs, NodeId, Op},
     mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk, shared::Role},
     protocol::{
-        ClientCorrelation, CotPools, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, SharedPlan, Turn, gate_key, pack_ring,
-        unpack_ring,
+        ClientCorrelation, CotPools, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, SharedPlan, Turn,
+        gate_key, pack_ring, unpack_ring,
     },
 };
 
@@ -141,9 +141,12 @@ impl OnlineClient {
     fn start_shared(&mut self, id: NodeId, shared: &SharedPlan) -> Result<()> {
         let graph = &self.plan.graph;
         let node = graph.node(id);
-        let (share, next) = (self.correlation.board.expect(graph, node.op.inputs()[0])?, self.correlation.board.expect(graph, node.output)?);
+        let (share, next) = (
+            self.correlation.board.expect(graph, node.op.inputs()[0])?,
+            self.correlation.board.expect(graph, node.output)?,
+        );
         for chunk in 0..shared.chunks() {
-            let range = shared.elements(chunk);
+            let range = shared.chunk(chunk);
             let party = shared.party(Role::Client, &self.correlation.session, id, chunk, &mut self.pools)?;
             let task = shared.function.client(party, share[range.clone()].to_vec(), next[range].to_vec())?;
             self.tasks.start((id, chunk), task)?;

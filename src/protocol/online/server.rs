@@ -153,7 +153,7 @@ impl OnlineServer {
         let node = plan.graph.node(id);
         self.shares[node.output.0] = Some(SecretVec::new(vec![0; plan.graph.edge(node.output).len()]));
         for chunk in 0..shared.chunks() {
-            let share = self.share(node.op.inputs()[0])?[shared.elements(chunk)].to_vec();
+            let share = self.share(node.op.inputs()[0])?[shared.chunk(chunk)].to_vec();
             let party = shared.party(Role::Server, &self.correlation.session, id, chunk, &mut self.pools)?;
             let task = shared.function.server(party, share)?;
             self.tasks.start((id, chunk), task)?;
@@ -165,9 +165,10 @@ impl OnlineServer {
     fn take_finished(&mut self) -> Result<()> {
         for ((id, chunk), share) in self.tasks.finished.drain(..) {
             let share = Zeroizing::new(share);
-            let range = self.plan.shared(id)?.elements(chunk);
+            let range = self.plan.shared(id)?.chunk(chunk);
             let output = self.plan.graph.node(id).output;
-            let place = self.shares[output.0].as_mut().and_then(|s| s.get_mut(range)).filter(|p| p.len() == share.len());
+            let place =
+                self.shares[output.0].as_mut().and_then(|s| s.get_mut(range)).filter(|p| p.len() == share.len());
             let place = place.ok_or_else(|| ProtocolError::Missing { what: format!("the result of node {}", id.0) })?;
             place.copy_from_slice(&share);
         }
