@@ -61,8 +61,8 @@ impl CotSenderPool {
         self.len() == 0
     }
 
-    /// The blocks that are left, for a sealed store.
-    pub fn left(&self) -> &[Block] {
+    /// A copy of the blocks that are left, for a sealed store.
+    pub fn left(&self) -> Zeroizing<Vec<Block>> {
         self.blocks.left()
     }
 
@@ -157,8 +157,8 @@ impl CotReceiverPool {
         self.len() == 0
     }
 
-    /// The blocks that are left, for a sealed store.
-    pub fn left(&self) -> &[Block] {
+    /// A copy of the blocks that are left, for a sealed store.
+    pub fn left(&self) -> Zeroizing<Vec<Block>> {
         self.blocks.left()
     }
 
@@ -224,8 +224,14 @@ impl Blocks {
         Self { runs: runs.into(), next: 0, len }
     }
 
-    fn left(&self) -> &[Block] {
-        &self.all[self.next..]
+    fn left(&self) -> Zeroizing<Vec<Block>> {
+        let mut all = Zeroizing::new(Vec::with_capacity(self.len));
+        let mut skip = self.next;
+        for run in &self.runs {
+            all.extend_from_slice(&run[skip..]);
+            skip = 0;
+        }
+        all
     }
 
     fn take(&mut self, count: usize) -> Result<Zeroizing<Vec<Block>>, OtError> {

@@ -333,7 +333,7 @@ fn read_words(r: &mut Reader<'_>) -> Result<Vec<u64>, CodecError> {
 fn write_pools(w: &mut Writer, pools: Option<&CotPools>) {
     w.u8(u8::from(pools.is_some()));
     if let Some(CotPools { receives, sends }) = pools {
-        w.raw(&sends.delta().to_bytes()).bytes(blocks_as_bytes(sends.left())).bytes(blocks_as_bytes(receives.left()));
+        w.raw(&sends.delta().to_bytes()).bytes(blocks_as_bytes(&sends.left())).bytes(blocks_as_bytes(&receives.left()));
     }
 }
 

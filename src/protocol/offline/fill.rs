@@ -1,24 +1,28 @@
 //! Random COTs of both directions, made before there is anything to choose: pools for layers on shares, and with silent OT
 //! for everything else too.
 //!
-//! The two ends take turns, the client first, with one message each a round; how many rounds there are follows from the
-//! demand alone.
+//! Each direction has its own list of steps, which follows from the demand alone: chunks of the IKNP extension, in which the
+//! receiver speaks, and iterations of silent OT, in which the sender does. The two ends take turns, the client first; the
+//! message of a turn has what that end has to say for the current step of either direction.
 
 use rand_core::Rng;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::cots::{Receiving, Sending};
 use crate::{
     arith::sample::SecureRng,
     mpc::{
         block::Block,
-        ot::{CotReceiver, CotReceiverPool, CotSender, CotSenderPool, iknp::extend_len},
+        ot::{
+            CotReceiver, CotReceiverPool, CotSender, CotSenderPool, FerretReceiver, FerretSender, SilentPlan,
+            SilentStep, iknp::extend_len,
+        },
     },
-    protocol::{CotDemand, CotPools, OtMethod, Plan, ProtocolError, Result},
+    protocol::{CotDemand, CotPools, OtMethod, Plan, ProtocolError, Result, SessionId},
 };
 
-/// COTs of one message of the extension: 2 MiB.
-const ROUND_COTS: usize = 1 << 17;
+/// COTs of one step of the extension: 2 MiB.
+const STEP_COTS: usize = 1 << 17;
 
 /// What a filled store is divided into.
 pub(super) struct Filled {
@@ -30,126 +34,222 @@ pub(super) struct Filled {
     pub shared: Option<CotPools>,
 }
 
+/// A step of one direction.
+#[derive(Clone, Copy)]
+enum Step {
+    /// The receiver sends an extension matrix for so many COTs.
+    Extension(usize),
+    /// The sender sends a message of silent OT.
+    Silent(SilentStep),
+}
+
+/// The steps of one direction for `wanted` COTs.
+fn steps(method: OtMethod, wanted: usize) -> Vec<Step> {
+    let extension =
+        |count: usize| (0..count).step_by(STEP_COTS).map(move |first| Step::Extension((count - first).min(STEP_COTS)));
+    match method {
+        OtMethod::Iknp => extension(wanted).collect(),
+        OtMethod::Silent => {
+            let plan = SilentPlan::new(wanted);
+            extension(plan.base_cots()).chain(plan.steps().iter().copied().map(Step::Silent)).collect()
+        }
+    }
+}
+
+/// The direction in which this party chooses.
+struct Receives {
+    steps: Vec<Step>,
+    extension: CotReceiver,
+    /// Of silent OT, once its base is there.
+    silent: Option<FerretReceiver>,
+    pool: CotReceiverPool,
+    shared: usize,
+    seed: Block,
+}
+
+/// The direction in which the other party chooses.
+struct Sends {
+    steps: Vec<Step>,
+    extension: CotSender,
+    silent: Option<FerretSender>,
+    pool: CotSenderPool,
+    shared: usize,
+    seed: Block,
+}
+
 /// One end of the filling.
 pub(super) struct Fill {
-    receiver: CotReceiver,
-    sender: CotSender,
+    receives: Receives,
+    sends: Sends,
     method: OtMethod,
-    /// Wanted in all, and how much of it is for the layers on shares; as this party receives and sends.
-    receives: Part,
-    sends: Part,
+    turn: usize,
     rng: SecureRng,
 }
 
-struct Part {
-    wanted: usize,
-    shared: usize,
-    made: Vec<Block>,
-}
-
-impl Part {
-    fn new(wanted: usize, shared: usize) -> Self {
-        Self { wanted, shared, made: Vec::with_capacity(wanted) }
-    }
-
-    /// COTs of the next round.
-    fn next(&self) -> usize {
-        (self.wanted - self.made.len()).min(ROUND_COTS)
-    }
-}
-
 impl Fill {
-    /// The client's end.
-    pub fn client(plan: &Plan, receiver: CotReceiver, sender: CotSender, rng: SecureRng) -> Self {
-        let (all, shared) = (plan.pooled_cots(), plan.shared_cots());
-        Self::new(plan, receiver, sender, rng, all, shared)
-    }
-
-    /// The server's end.
-    pub fn server(plan: &Plan, receiver: CotReceiver, sender: CotSender, rng: SecureRng) -> Self {
-        Self::new(plan, receiver, sender, rng, plan.pooled_cots().reversed(), plan.shared_cots().reversed())
-    }
-
-    fn new(
+    /// The client's end, from the base OTs of both directions.
+    pub fn client(
         plan: &Plan,
+        session: &SessionId,
         receiver: CotReceiver,
         sender: CotSender,
         rng: SecureRng,
+    ) -> Result<Self> {
+        let (down, up) = seeds(session);
+        let (all, shared) = (plan.pooled_cots(), plan.shared_cots());
+        Self::new(plan.settings.ot, all, shared, (receiver, down), (sender, up), rng)
+    }
+
+    /// The server's end.
+    pub fn server(
+        plan: &Plan,
+        session: &SessionId,
+        receiver: CotReceiver,
+        sender: CotSender,
+        rng: SecureRng,
+    ) -> Result<Self> {
+        let (down, up) = seeds(session);
+        let (all, shared) = (plan.pooled_cots().reversed(), plan.shared_cots().reversed());
+        Self::new(plan.settings.ot, all, shared, (receiver, up), (sender, down), rng)
+    }
+
+    fn new(
+        method: OtMethod,
         all: CotDemand,
         shared: CotDemand,
-    ) -> Self {
-        Self {
-            receiver,
-            sender,
-            method: plan.settings.ot,
-            receives: Part::new(all.client_receives, shared.client_receives),
-            sends: Part::new(all.client_sends, shared.client_sends),
-            rng,
-        }
+        (receiver, receiver_seed): (CotReceiver, Block),
+        (sender, sender_seed): (CotSender, Block),
+        rng: SecureRng,
+    ) -> Result<Self> {
+        let receives = Receives {
+            steps: steps(method, all.client_receives),
+            extension: receiver,
+            silent: None,
+            pool: CotReceiverPool::new(Vec::new()),
+            shared: shared.client_receives,
+            seed: receiver_seed,
+        };
+        let sends = Sends {
+            steps: steps(method, all.client_sends),
+            pool: CotSenderPool::empty(sender.delta())?,
+            extension: sender,
+            silent: None,
+            shared: shared.client_sends,
+            seed: sender_seed,
+        };
+        Ok(Self { receives, sends, method, turn: 0, rng })
     }
 
     /// Whether there is nothing (more) to make.
     pub fn is_full(&self) -> bool {
-        self.receives.next() == 0 && self.sends.next() == 0
+        self.turn >= self.receives.steps.len().max(self.sends.steps.len())
     }
 
-    /// This end's message of a round; the client sends it and then waits for [`Self::absorb`], the server absorbs first.
+    /// This end's message of a turn. Comes before [`Self::absorb`] at both ends.
     pub fn message(&mut self) -> Result<Vec<u8>> {
-        let count = self.receives.next();
-        if count == 0 {
-            return Ok(Vec::new());
+        let mut message = match self.receives.steps.get(self.turn) {
+            Some(&Step::Extension(count)) => self.receives.ask(count, &mut self.rng)?,
+            _ => Vec::new(),
+        };
+        if let Some(&Step::Silent(step)) = self.sends.steps.get(self.turn) {
+            message.extend_from_slice(&self.sends.say(step, &mut self.rng)?);
         }
-        let mut choices = Zeroizing::new(vec![0; count.div_ceil(8)]);
-        self.rng.fill_bytes(&mut choices);
-        // Bits beyond the last choice must be zero.
-        if let (Some(last), rest @ 1..) = (choices.last_mut(), count % 8) {
-            *last &= (1 << rest) - 1;
-        }
-        let (message, keys) = self.receiver.extend(&choices, count)?;
-        self.receives.made.extend_from_slice(&Zeroizing::new(keys));
         Ok(message)
     }
 
-    /// The other end's message of a round.
+    /// The other end's message of the turn, which ends it.
     pub fn absorb(&mut self, message: &[u8]) -> Result<()> {
-        let count = self.sends.next();
-        if count == 0 {
-            return if message.is_empty() { Ok(()) } else { Err(unexpected(0, message.len())) };
+        let asked = match self.sends.steps.get(self.turn) {
+            Some(&Step::Extension(count)) => extend_len(count).unwrap_or(usize::MAX),
+            _ => 0,
+        };
+        let said = match self.receives.steps.get(self.turn) {
+            Some(Step::Silent(step)) => step.message_len(),
+            _ => 0,
+        };
+        if asked.checked_add(said) != Some(message.len()) {
+            let expected = asked.saturating_add(said);
+            let detail = format!("{} bytes of random OTs where {expected} are due", message.len());
+            return Err(ProtocolError::Mismatch { detail });
         }
-        let expected = extend_len(count).unwrap_or(usize::MAX);
-        if message.len() != expected {
-            return Err(unexpected(expected, message.len()));
+        let (asked, said) = message.split_at(asked);
+        if let Some(&Step::Extension(count)) = self.sends.steps.get(self.turn) {
+            self.sends.answer(asked, count)?;
         }
-        let keys = Zeroizing::new(self.sender.extend(message, count)?);
-        self.sends.made.extend_from_slice(&keys);
+        if let Some(&Step::Silent(step)) = self.receives.steps.get(self.turn) {
+            self.receives.hear(step, said)?;
+        }
+        self.turn += 1;
         Ok(())
     }
 
     /// Divides what was made.
-    pub fn finish(mut self) -> Result<Filled> {
-        let mut receives = CotReceiverPool::new(std::mem::take(&mut self.receives.made));
-        let mut sends = CotSenderPool::new(self.sender.delta(), std::mem::take(&mut self.sends.made))?;
-        let shared = self.receives.shared + self.sends.shared > 0;
-        let shared = if shared {
-            let (receives, sends) = (receives.split(self.receives.shared)?, sends.split(self.sends.shared)?);
+    pub fn finish(self) -> Result<Filled> {
+        let Self { mut receives, mut sends, method, .. } = self;
+        let shared = if receives.shared + sends.shared > 0 {
+            let (receives, sends) = (receives.pool.split(receives.shared)?, sends.pool.split(sends.shared)?);
             Some(CotPools { receives, sends })
         } else {
             None
         };
-        let (receiving, sending) = match self.method {
-            OtMethod::Iknp => (Receiving::Extension(self.receiver), Sending::Extension(self.sender)),
-            OtMethod::Silent => (Receiving::Pool(receives), Sending::Pool(sends)),
+        let (receiving, sending) = match method {
+            OtMethod::Iknp => (Receiving::Extension(receives.extension), Sending::Extension(sends.extension)),
+            OtMethod::Silent => (Receiving::Pool(receives.pool), Sending::Pool(sends.pool)),
         };
         Ok(Filled { receiving, sending, shared })
     }
 }
 
-impl Drop for Part {
-    fn drop(&mut self) {
-        self.made.zeroize();
+impl Receives {
+    /// Random choices of an extension.
+    fn ask(&mut self, count: usize, rng: &mut SecureRng) -> Result<Vec<u8>> {
+        let mut choices = Zeroizing::new(vec![0; count.div_ceil(8)]);
+        rng.fill_bytes(&mut choices);
+        // Bits beyond the last choice must be zero.
+        if let (Some(last), rest @ 1..) = (choices.last_mut(), count % 8) {
+            *last &= (1 << rest) - 1;
+        }
+        let (message, keys) = self.extension.extend(&choices, count)?;
+        self.pool.append(CotReceiverPool::new(keys));
+        Ok(message)
+    }
+
+    fn hear(&mut self, step: SilentStep, message: &[u8]) -> Result<()> {
+        let (pool, seed) = (&mut self.pool, self.seed);
+        // What is in the pool when silent OT begins is its base.
+        let base = || FerretReceiver::new(seed, std::mem::replace(pool, CotReceiverPool::new(Vec::new())));
+        let made = self.silent.get_or_insert_with(base).extend(step, message)?;
+        self.pool.append(made);
+        Ok(())
     }
 }
 
-fn unexpected(expected: usize, found: usize) -> ProtocolError {
-    ProtocolError::Mismatch { detail: format!("{found} bytes of random OTs where {expected} are due") }
+impl Sends {
+    fn answer(&mut self, message: &[u8], count: usize) -> Result<()> {
+        let keys = self.extension.extend(message, count)?;
+        Ok(self.pool.append(CotSenderPool::new(self.extension.delta(), keys)?)?)
+    }
+
+    fn say(&mut self, step: SilentStep, rng: &mut SecureRng) -> Result<Vec<u8>> {
+        if self.silent.is_none() {
+            let empty = CotSenderPool::empty(self.extension.delta())?;
+            self.silent = Some(FerretSender::new(self.seed, std::mem::replace(&mut self.pool, empty)));
+        }
+        let Some(silent) = &mut self.silent else {
+            return Err(ProtocolError::Missing { what: "the base of silent OT".into() });
+        };
+        let (message, made) = silent.extend(step, rng)?;
+        self.pool.append(made)?;
+        Ok(message)
+    }
+}
+
+/// Public seeds of silent OT: of the direction in which the client chooses, and of the other one.
+fn seeds(session: &SessionId) -> (Block, Block) {
+    let seed = |context| {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&blake3::derive_key(context, session)[..16]);
+        Block::from_bytes(bytes)
+    };
+    (seed("heliostat silent OT, the client chooses"), seed("heliostat silent OT, the server chooses"))
 }

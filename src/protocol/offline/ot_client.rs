@@ -222,7 +222,7 @@ impl OtClient {
             let receiver = CotReceiver::set_up(base, &choice)?;
             let session = reverse_session(&self.correlation.session);
             let (sender, reply) = CotSender::set_up(&session, *self.delta, &offer, &mut self.rng)?;
-            let fill = Fill::client(&self.plan, receiver, sender, self.rng.fork());
+            let fill = Fill::client(&self.plan, &self.correlation.session, receiver, sender, self.rng.fork())?;
             self.setup = Setup::Reply(reply, Box::new(fill));
             return Ok(());
         }

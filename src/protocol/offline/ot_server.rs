@@ -241,7 +241,7 @@ impl OtServer {
             (Setup::Offer, _) => Err(unexpected("a base-OT offer")),
             (Setup::Reply(base, sender), Message::BaseReply { choice }) => {
                 let receiver = CotReceiver::set_up(base, &choice)?;
-                let fill = Fill::server(&self.plan, receiver, sender, self.rng.fork());
+                let fill = Fill::server(&self.plan, &session, receiver, sender, self.rng.fork())?;
                 self.filled(Box::new(fill))
             }
             (Setup::Reply(..), _) => Err(unexpected("a base-OT reply")),
