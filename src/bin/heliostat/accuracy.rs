@@ -3,8 +3,9 @@
 use heliostat::{
     model::Model,
     net::{Link, session::Recorder},
+    protocol::Nonlinear,
     report::{
-        RunOptions, Runner,
+        Runner,
         accuracy::{AccuracyReport, Evaluation, EvaluationOptions, Task, summary},
         dataset,
         file::{check_writable, write_whole},
@@ -15,7 +16,7 @@ use heliostat::{
 use crate::{
     args::{Accuracy, ModeChoice, TaskChoice},
     failure::Failure,
-    local::{Machine, json_bytes, tables, use_threads},
+    local::{How, Machine, json_bytes, tables, use_threads},
     output,
     progress::RowBar,
 };
@@ -53,15 +54,17 @@ pub fn accuracy(args: Accuracy) -> Result<(), Failure> {
     } else {
         output::text(&summary(&report))?;
     }
-    differing(&report)
+    if args.layers.nonlinear == Nonlinear::Garbled { differing(&report) } else { Ok(()) }
 }
 
 /// Both parties in this process, one session.
 fn private(args: &Accuracy, model: &Model, evaluation: &Evaluation<'_>) -> Result<AccuracyReport, Failure> {
-    let Machine { backend, costs, environment } = Machine::open(&args.engine)?;
+    let machine = Machine::open(&args.engine)?;
     let max_tokens = args.max_tokens.into();
+    let how = How { max_tokens, link: Link::UNLIMITED, tables: tables(&args.tables), layers: args.layers };
+    let options = how.options(&machine, 2, false);
+    let Machine { backend, costs, environment } = machine;
     let server = server_context(model, backend.clone(), max_tokens)?.with_costs(costs);
-    let options = RunOptions { max_tokens, tables: tables(&args.tables), keep_spans: false };
     let bar = RowBar::new(evaluation.len(), args.quiet);
     std::thread::scope(|scope| {
         let recorder = Recorder::new(None);

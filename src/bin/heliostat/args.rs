@@ -141,7 +141,7 @@ pub struct TableArgs {
 }
 
 /// How non-linear layers are evaluated.
-#[derive(Args)]
+#[derive(Args, Clone, Copy)]
 pub struct NonlinearArgs {
     /// Non-linear layers garbled (exact), on shares (fewer bytes, more rounds, a small error), or for each kind what is faster
     #[arg(long, value_name = "garbled|shared|auto", default_value = "garbled")]
@@ -364,6 +364,8 @@ pub struct Accuracy {
     pub engine: Engine,
     #[command(flatten)]
     pub tables: TableArgs,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

@@ -28,7 +28,7 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
     };
     let how =
         How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
-    let options = how.options(&machine, 1, &args.output);
+    let options = how.options(&machine, 1, args.output.trace.is_some());
     let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
     teller.run(runner, &inputs, machine.environment)
 }

@@ -160,14 +160,14 @@ pub struct How {
 
 impl How {
     /// As the library takes it; `parties` of the protocol share this machine.
-    pub fn options(&self, machine: &Machine, parties: usize, output: &OutputArgs) -> RunOptions {
+    pub fn options(&self, machine: &Machine, parties: usize, keep_spans: bool) -> RunOptions {
         RunOptions {
             max_tokens: self.max_tokens,
             tables: self.tables.clone(),
             nonlinear: self.layers.nonlinear,
             ot: self.layers.ot,
             circumstances: machine.circumstances(self.link, parties),
-            keep_spans: output.trace.is_some(),
+            keep_spans,
         }
     }
 }
@@ -286,7 +286,7 @@ fn run_on(
     how: How,
     output: &OutputArgs,
 ) -> Result<(), Failure> {
-    let options = how.options(&machine, 2, output);
+    let options = how.options(&machine, 2, output.trace.is_some());
     let Machine { backend, environment, .. } = machine;
     let teller = Teller::new(output)?;
     std::thread::scope(|scope| {
