@@ -1,13 +1,16 @@
 //! The functions that are computed on shares: one value describes what both parties run, what it costs, and what comes
 //! out of it bit for bit.
 
+use super::activation::SharedActivation;
 use super::coins::Coins;
+use super::exp::SharedExp;
 use super::fields::{low_mask, pack, unpack};
 use super::meter::{Cost, Cots};
 use super::party::{Party, Role, Shares, Task};
 use super::truncate::Truncate;
 use super::{SharedError, fields};
 use crate::arith::ShareModulus;
+use crate::arith::fixed::{ActivationTable, ExpTable};
 
 /// A non-linear function of additive shares.
 ///
@@ -23,6 +26,8 @@ pub struct SharedFunction {
 #[derive(Clone, Debug)]
 enum Kind {
     Truncate(Truncate),
+    Activation(Box<SharedActivation>),
+    Exp(Box<SharedExp>),
 }
 
 impl SharedFunction {
@@ -33,6 +38,26 @@ impl SharedFunction {
     /// If fewer than two bits would be left.
     pub fn truncate(shift: u32, input: ShareModulus, output: ShareModulus) -> Result<Self, SharedError> {
         Self::new(input, output, |input, output| Ok(Kind::Truncate(Truncate::new(shift, input, output)?)))
+    }
+
+    /// An activation of values `-2^(l-2) <= x < 2^(l-2)`, `l` the bits of the input ring. Its own table is made here: lines on
+    /// half as many cells as the exact function has.
+    ///
+    /// # Errors
+    /// If the input ring does not reach the table's range, or reaches over it by more than 8 bits.
+    pub fn activation(f: &ActivationTable, input: ShareModulus, output: ShareModulus) -> Result<Self, SharedError> {
+        Self::new(input, output, |input, output| {
+            Ok(Kind::Activation(Box::new(SharedActivation::new(f, input, output)?)))
+        })
+    }
+
+    /// The numerators of softmax, rows of `columns` scores that differ by less than half of the input ring within a row. Finer
+    /// than the exact function: scores keep at least 10 fraction bits.
+    ///
+    /// # Errors
+    /// If the input ring has no whole bits, or there are no columns.
+    pub fn exp(f: &ExpTable, columns: usize, input: ShareModulus, output: ShareModulus) -> Result<Self, SharedError> {
+        Self::new(input, output, |input, output| Ok(Kind::Exp(Box::new(SharedExp::new(f, columns, input, output)?))))
     }
 
     fn new(
@@ -51,7 +76,10 @@ impl SharedFunction {
 
     /// Elements that belong together: counts must be multiples of it. 1 but for functions of rows.
     pub fn columns(&self) -> usize {
-        1
+        match &self.kind {
+            Kind::Exp(f) => f.columns(),
+            _ => 1,
+        }
     }
 
     /// What `count` elements cost, the restoring of the client's share included.
@@ -64,6 +92,8 @@ impl SharedFunction {
         if count > 0 {
             match &self.kind {
                 Kind::Truncate(f) => f.cost(count, &mut cost)?,
+                Kind::Activation(f) => f.cost(count, &mut cost)?,
+                Kind::Exp(f) => f.cost(count, &mut cost)?,
             }
             cost.restore(count, self.output)?;
         }
@@ -140,10 +170,12 @@ impl SharedFunction {
     ///
     /// # Errors
     /// If the lengths do not agree.
-    pub fn simulate(&self, client: &[u64], server: &[u64], _coins: &mut Coins) -> Result<Vec<u64>, SharedError> {
+    pub fn simulate(&self, client: &[u64], server: &[u64], coins: &mut Coins) -> Result<Vec<u64>, SharedError> {
         self.check("the server's shares", client.len(), server.len())?;
         Ok(match &self.kind {
             Kind::Truncate(f) => client.iter().zip(server).map(|(&c, &s)| f.simulate(c, s)).collect(),
+            Kind::Activation(f) => f.simulate(client, server, coins),
+            Kind::Exp(f) => f.simulate(client, server, coins),
         })
     }
 
@@ -151,6 +183,17 @@ impl SharedFunction {
     pub fn error_bound(&self) -> u64 {
         match &self.kind {
             Kind::Truncate(_) => 1,
+            Kind::Activation(f) => f.error_bound(),
+            Kind::Exp(f) => f.error_bound(),
+        }
+    }
+
+    /// How far a result may be from the real function of its input, in units of the output's last place.
+    pub fn real_error(&self) -> f64 {
+        match &self.kind {
+            Kind::Truncate(_) => 1.0,
+            Kind::Activation(f) => f.real_error(),
+            Kind::Exp(f) => f.real_error(),
         }
     }
 
@@ -158,6 +201,8 @@ impl SharedFunction {
         let x = fields::generate(x.len(), |i| x[i] & low_mask(self.input));
         match &self.kind {
             Kind::Truncate(f) => f.run(party, &x).await,
+            Kind::Activation(f) => f.run(party, &x).await,
+            Kind::Exp(f) => f.run(party, &x).await,
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Cost {
     pub down: usize,
     /// Flights: messages one after the other; messages of both parties at the same time count as one.
     pub rounds: usize,
+    /// Flights that each party has seen, the client first: a party sends one later than what it has received.
+    clocks: [usize; 2],
 }
 
 /// Who sends in a batch of products or lookups.
@@ -48,7 +50,9 @@ impl Cost {
             self.down += packed_len(count, bits)?;
             self.up += packed_len(count, 1)?;
         }
-        self.rounds += 1;
+        let [client, server] = self.clocks;
+        self.message(0, client);
+        self.message(1, server);
         Ok(())
     }
 
@@ -73,14 +77,22 @@ impl Cost {
                 }
             }
         }
-        self.rounds += 2;
+        for side in if sender == Sender::Server { [0, 1] } else { [1, 0] } {
+            self.message(side, self.clocks[side]);
+        }
         Ok(())
     }
 
     /// The client's share goes up, less its mask.
     pub(super) fn restore(&mut self, count: usize, bits: u32) -> Result<(), SharedError> {
         self.up += packed_len(count, bits)?;
-        self.rounds += 1;
+        self.message(0, self.clocks[0]);
         Ok(())
+    }
+
+    /// A message of a party that had seen `clock` flights.
+    fn message(&mut self, side: usize, clock: usize) {
+        self.clocks[1 - side] = self.clocks[1 - side].max(clock + 1);
+        self.rounds = self.rounds.max(clock + 1);
     }
 }

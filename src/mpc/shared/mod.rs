@@ -6,15 +6,25 @@
 //! | `party` | a party, and the resumable task in which it runs |
 //! | `function` | [`SharedFunction`]: what can be computed, its cost, its simulator |
 //! | `cot` | products of a bit with a ring element, one flight |
+//! | `lookup` | tables by 1-of-2^k OT, two flights |
+//! | `logic` | conjunctions, comparison, selection |
+//! | `interpolate` | functions by lookup of lines |
+//! | `activation` | GELU, ReLU |
+//! | `exp` | the numerators of softmax, row maximum included |
 //! | `truncate` | known-sign truncation and change of ring |
 //! | `fields`, `meter`, `coins` | packed ring elements, costs, the simulator's randomness |
 
+mod activation;
 mod coins;
 mod cot;
 mod error;
+mod exp;
 mod fields;
 mod function;
 pub mod gilboa;
+mod interpolate;
+mod logic;
+mod lookup;
 mod meter;
 mod party;
 #[cfg(test)]

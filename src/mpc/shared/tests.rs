@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::arith::ShareModulus;
-use crate::arith::fixed::round_shift;
+use crate::arith::fixed::{Activation, ActivationTable, ExpTable, round_shift};
 use crate::mpc::block::Block;
 use crate::mpc::ot::{CotReceiverPool, CotSenderPool, deal};
 use crate::mpc::prg::Prg;
@@ -184,8 +184,9 @@ pub(super) fn spread(log2: u32, count: usize, seed: u64) -> Vec<i64> {
     let mut values: Vec<i64> = vec![0, 1, -1, 2, -2, limit - 1, -limit, limit / 2, -limit / 2];
     for (i, r) in random(count, 63, seed).into_iter().enumerate() {
         let v = (r as i64) & (limit - 1) >> (i as u32 % log2.max(1));
-        values.push(if i % 2 == 0 { v } else { -v });
+        values.push(if i % 2 == 0 { v } else { v.wrapping_neg() });
     }
+    values.retain(|v| (-limit..limit).contains(v));
     values
 }
 
@@ -283,4 +284,197 @@ fn wrong_uses_are_refused() {
     let mut task = f.server(parties(f.cots(3).unwrap(), 1).1, vec![0; 3]).unwrap();
     assert!(matches!(task.resume(None), Ok(Step::Send(_))));
     assert!(matches!(task.resume(Some(vec![0x80])), Err(SharedError::Packing(_))));
+}
+
+/// Runs the tasks of a gadget that is no function of its own.
+pub(super) fn gadget<F, G>(
+    client: Vec<u64>,
+    server: Vec<u64>,
+    cost: impl Fn(usize, &mut Cost) -> Result<(), SharedError>,
+    body: G,
+) -> (Vec<u64>, Vec<u64>, Measured)
+where
+    F: Future<Output = Result<Vec<u64>, SharedError>> + Send + 'static,
+    G: Fn(Party, Vec<u64>) -> F,
+{
+    let mut declared = Cost::default();
+    cost(client.len(), &mut declared).unwrap();
+    let (a, b, _) = parties(declared.cots, 31);
+    let mut a = Task::new(a, |party| body(party, client));
+    let mut b = Task::new(b, |party| body(party, server));
+    let (a, b, measured) = drive(&mut a, &mut b).unwrap();
+    assert_eq!((measured.up, measured.down, measured.rounds), (declared.up, declared.down, declared.rounds));
+    (a, b, measured)
+}
+
+#[test]
+fn signs_are_right_and_take_under_sixty_bytes() {
+    for ring in [2, 5, 6, 16, 17, 31, 32, 33, 48, 63] {
+        let values = spread(ring - 1, 3000, u64::from(ring));
+        let (client, server) = split(&values, ring, 4);
+        let (a, b, measured) = gadget(
+            client,
+            server,
+            |count, cost| logic::sign_cost(ring, count, cost),
+            move |mut party, x| async move { Ok(logic::sign(&mut party, ring, &x).await?.to_vec()) },
+        );
+        for (i, v) in values.iter().enumerate() {
+            assert_eq!((a[i] ^ b[i]) & 1, u64::from(*v < 0), "{ring} {v}");
+        }
+        let per = (measured.up + measured.down) as f64 / values.len() as f64;
+        assert!(ring > 33 || per < 60.0, "{per}");
+        if ring == 33 {
+            println!("32-bit comparison: {per:.1} bytes, {} flights", measured.rounds);
+        }
+    }
+}
+
+#[test]
+fn selection_multiplies_by_a_shared_bit() {
+    for ring in [1, 9, 32, 64] {
+        let mask = u64::MAX >> (64 - ring);
+        let (client, server) = (random(500, ring, 1), random(500, ring, 2));
+        let bits = [random(500, 1, 3), random(500, 1, 4)];
+        let own = bits.clone();
+        let (a, b, _) = gadget(
+            client.clone(),
+            server.clone(),
+            |count, cost| logic::mux_cost(count, &[ring], cost),
+            move |mut party, x| {
+                let bit = own[usize::from(party.role() == Role::Server)].clone();
+                async move {
+                    let y = logic::mux(&mut party, &[logic::Mux { bit: &bit, value: &x, ring }]).await?;
+                    Ok(y[0].to_vec())
+                }
+            },
+        );
+        for i in 0..500 {
+            let value = client[i].wrapping_add(server[i]) & mask;
+            let bit = bits[0][i] ^ bits[1][i];
+            assert_eq!(a[i].wrapping_add(b[i]) & mask, value * bit);
+        }
+    }
+}
+
+pub(super) fn activation(activation: Activation, in_frac: u32, out_frac: u32, table_bits: u32) -> ActivationTable {
+    ActivationTable { activation, in_frac, out_frac, range_log2: 2, table_bits }
+}
+
+/// All of `[-2^log2, 2^log2)` in steps, and the neighbourhoods of 0 and of the ends of the table's range.
+fn dense(log2: u32, frac: u32, steps: i64) -> Vec<i64> {
+    let limit = 1i64 << log2;
+    let mut values: Vec<i64> = (0..steps).map(|k| -limit + 2 * limit / steps * k + k % 7).collect();
+    for centre in [0, 4 << frac, -4 << frac] {
+        values.extend((-600..600).map(|d| centre + d * d * d / 300));
+    }
+    values.extend([limit - 1, -limit]);
+    values.retain(|v| (-limit..limit).contains(v));
+    values
+}
+
+#[test]
+fn activations_are_the_simulators_and_within_their_error() {
+    for (kind, in_frac, out_frac, table_bits, input, output) in [
+        (Activation::Gelu, 22, 10, 6, 30, 26),
+        (Activation::Gelu, 22, 10, 6, 32, 24),
+        (Activation::Gelu, 22, 10, 7, 30, 18),
+        (Activation::GeluTanh, 24, 12, 6, 34, 37),
+        (Activation::Gelu, 12, 12, 6, 18, 30),
+        (Activation::Gelu, 14, 10, 6, 17, 20),
+        (Activation::Relu, 22, 10, 6, 30, 26),
+        (Activation::Relu, 22, 10, 6, 40, 30),
+        (Activation::Relu, 12, 12, 6, 20, 24),
+    ] {
+        let table = activation(kind, in_frac, out_frac, table_bits);
+        let f = SharedFunction::activation(&table, ring(input), ring(output)).unwrap();
+        let values = dense(input - 2, in_frac, 6000);
+        let (client, server) = split(&values, input, 5);
+        let (y, measured) = run(&f, (input, output), &client, &server, 9);
+        let exact = table.table();
+        let (mut worst, mut worst_real) = (0u64, 0f64);
+        for (i, &v) in values.iter().enumerate() {
+            let got = signed(y[i], output);
+            worst = worst.max((got - table.eval(&exact, v.into()) as i64).unsigned_abs());
+            let real = kind.real(v as f64 / f64::from(1u32 << in_frac)) * f64::from(1u32 << out_frac);
+            worst_real = worst_real.max((got as f64 - real).abs());
+        }
+        let per = (measured.up + measured.down) as f64 / values.len() as f64;
+        let cots = f.cots(1).unwrap();
+        println!(
+            "{kind:?} {in_frac}->{out_frac} ({table_bits}) {input}->{output}: {per:.1} B, {} COTs, {} flights; off by {worst} \
+             (bound {}), really {:.4} ({:.4})",
+            cots.client_sends + cots.server_sends,
+            measured.rounds,
+            f.error_bound(),
+            worst_real / f64::from(1 << out_frac),
+            f.real_error() / f64::from(1 << out_frac),
+        );
+        assert!(worst <= f.error_bound() && worst_real <= f.real_error());
+        assert!(per < 300.0);
+    }
+}
+
+/// Rows of scores in `[-limit, limit)`: scattered, close together, equal, with far columns as padding has, at the ends.
+fn score_rows(rows: usize, columns: usize, limit: i64, frac: u32) -> Vec<i64> {
+    let mut values = Vec::new();
+    for row in 0..rows {
+        let noise = random(columns, 62, row as u64);
+        for (column, noise) in noise.into_iter().enumerate() {
+            let wide = (noise % (2 * limit) as u64) as i64 - limit;
+            values.push(match row % 5 {
+                0 => wide,
+                1 => wide % (6 << frac),
+                2 => 12345,
+                3 if column % 3 == 0 => -limit,
+                3 => limit - 1 - (wide & 0xfff),
+                _ => wide % 5000 - limit / 2,
+            });
+        }
+    }
+    values
+}
+
+#[test]
+fn numerators_are_the_simulators_and_within_their_error() {
+    for (in_frac, frac_bits, out_frac, columns, input, output) in [
+        (18, 5, 11, 128, 28, 44),
+        (18, 5, 11, 32, 28, 40),
+        (18, 7, 12, 7, 30, 48),
+        (18, 5, 11, 1, 28, 44),
+        (8, 6, 16, 5, 20, 18),
+        (20, 8, 13, 12, 34, 14),
+        (12, 4, 6, 9, 17, 30),
+    ] {
+        let table = ExpTable { in_frac, frac_bits, out_frac };
+        let f = SharedFunction::exp(&table, columns, ring(input), ring(output)).unwrap();
+        let values = score_rows(if columns > 100 { 16 } else { 60 }, columns, 1 << (input - 2), in_frac);
+        let (client, server) = split(&values, input, 5);
+        let (y, measured) = run(&f, (input, output), &client, &server, 9);
+        let exact = table.table();
+        let (mut worst, mut worst_real) = (0u64, 0f64);
+        for (row, y) in values.chunks(columns).zip(y.chunks(columns)) {
+            let max = *row.iter().max().unwrap();
+            let wide: Vec<i128> = row.iter().map(|&s| s.into()).collect();
+            for ((&score, expected), &got) in row.iter().zip(table.eval_row(&exact, &wide)).zip(y) {
+                worst = worst.max((got as i64).abs_diff(expected as i64));
+                let distance = (max - score) as f64 / f64::from(1u32 << in_frac);
+                worst_real = worst_real.max((got as f64 - libm::exp2(f64::from(out_frac) - distance)).abs());
+            }
+        }
+        let per = (measured.up + measured.down) as f64 / values.len() as f64;
+        let cots = f.cots(values.len()).unwrap();
+        println!(
+            "exp {in_frac}->{out_frac}, {columns} columns, {input}->{output}: {per:.1} B, {:.1} COTs, {} flights; off by {worst} \
+             (bound {}), really {worst_real:.1} ({:.1}) units",
+            (cots.client_sends + cots.server_sends) as f64 / values.len() as f64,
+            measured.rounds,
+            f.error_bound(),
+            f.real_error(),
+        );
+        assert!(worst <= f.error_bound() && worst_real <= f.real_error());
+        assert!(per < 300.0);
+    }
+    let table = ExpTable { in_frac: 18, frac_bits: 5, out_frac: 11 };
+    let f = SharedFunction::exp(&table, 8, ring(28), ring(44)).unwrap();
+    assert!(matches!(f.cost(12), Err(SharedError::Rows { columns: 8, found: 12 })));
 }

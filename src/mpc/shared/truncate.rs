@@ -13,8 +13,6 @@ use super::fields::{Fields, generate, low_mask};
 use super::meter::Cost;
 use super::party::{Party, Role, Shares};
 
-const WRAP: &str = "the wrap bit";
-
 /// `x / 2^shift` from a ring of `input` bits to one of `output` bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncate {
@@ -86,22 +84,34 @@ impl Truncate {
 
 /// Additive shares modulo `2^bits` of the wrap of shares modulo `2^ring` of values with a clear highest bit; nothing for
 /// 0 bits. The shares must be reduced.
-pub(super) async fn wrap(party: &mut Party, ring: u32, bits: u32, x: &[u64]) -> Result<Option<Shares>, SharedError> {
-    if bits == 0 {
-        return Ok(None);
-    }
-    let fields = Fields::ring(bits)?;
-    let highest = generate(x.len(), |i| (x[i] >> (ring - 1)) & 1);
-    let batch = [Batch::new(fields, &highest)];
-    let (sent, received) = match party.role {
-        Role::Client => party.products(&[], &batch).await?,
-        Role::Server => party.products(&batch, &[]).await?,
-    };
-    let product = sent.first().or(received.first()).ok_or(SharedError::Internal { what: WRAP })?;
-    Ok(Some(generate(x.len(), |i| fields.sub(highest[i], product[i]))))
+async fn wrap(party: &mut Party, ring: u32, bits: u32, x: &[u64]) -> Result<Option<Shares>, SharedError> {
+    let wraps = wraps(party, &[(ring, bits, x)]).await?;
+    Ok(wraps.into_iter().next().flatten())
 }
 
-/// A value in `[0, 2^(from-1))` to a wider ring, exactly.
+/// [`wrap`] of several `(ring, bits, shares)` in one flight, or none if no bits are needed.
+async fn wraps(party: &mut Party, terms: &[(u32, u32, &[u64])]) -> Result<Vec<Option<Shares>>, SharedError> {
+    let needed = || terms.iter().filter(|t| t.1 > 0);
+    let highest: Vec<Shares> = needed().map(|&(ring, _, x)| generate(x.len(), |i| (x[i] >> (ring - 1)) & 1)).collect();
+    if highest.is_empty() {
+        return Ok(terms.iter().map(|_| None).collect());
+    }
+    let fields = needed().map(|&(_, bits, _)| Fields::ring(bits)).collect::<Result<Vec<_>, _>>()?;
+    let batches: Vec<_> = fields.iter().zip(&highest).map(|(&f, h)| Batch::new(f, h)).collect();
+    let (sent, received) = match party.role {
+        Role::Client => party.products(&[], &batches).await?,
+        Role::Server => party.products(&batches, &[]).await?,
+    };
+    // a + b - a b, the product being shared.
+    let mut wraps = fields
+        .iter()
+        .zip(&highest)
+        .zip(sent.iter().chain(&received))
+        .map(|((f, h), product)| generate(h.len(), |i| f.sub(h[i], product[i])));
+    Ok(terms.iter().map(|t| if t.1 > 0 { wraps.next() } else { None }).collect())
+}
+
+/// A value in `[0, 2^(from-1))` to another ring, exactly.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Extend {
     pub(super) from: u32,
@@ -109,18 +119,38 @@ pub(super) struct Extend {
 }
 
 impl Extend {
+    fn bits(self) -> u32 {
+        self.to.saturating_sub(self.from)
+    }
+
     pub(super) fn cost(self, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
-        match self.to.saturating_sub(self.from) {
-            0 => Ok(()),
-            bits => cost.products(&[], &[(count, bits)]),
-        }
+        Self::cost_many(&[self], count, cost)
+    }
+
+    /// The cost of [`extend`].
+    pub(super) fn cost_many(terms: &[Self], count: usize, cost: &mut Cost) -> Result<(), SharedError> {
+        let batches: Vec<_> = terms.iter().filter(|t| t.bits() > 0).map(|t| (count, t.bits())).collect();
+        if batches.is_empty() { Ok(()) } else { cost.products(&[], &batches) }
     }
 
     pub(super) async fn run(self, party: &mut Party, x: &[u64]) -> Result<Shares, SharedError> {
-        let wraps = wrap(party, self.from, self.to.saturating_sub(self.from), x).await?;
-        Ok(generate(x.len(), |i| {
-            let wrap = wraps.as_ref().map_or(0, |w| w[i]);
-            x[i].wrapping_sub(wrap.checked_shl(self.from).unwrap_or(0)) & low_mask(self.to)
-        }))
+        let mut extended = extend(party, &[(self, x)]).await?;
+        extended.pop().ok_or(SharedError::Internal { what: "an extension" })
     }
+}
+
+/// Changes of ring, all in one flight (none if every ring shrinks). The shares must be reduced.
+pub(super) async fn extend(party: &mut Party, terms: &[(Extend, &[u64])]) -> Result<Vec<Shares>, SharedError> {
+    let needs: Vec<_> = terms.iter().map(|&(t, x)| (t.from, t.bits(), x)).collect();
+    let wraps = wraps(party, &needs).await?;
+    Ok(terms
+        .iter()
+        .zip(&wraps)
+        .map(|(&(t, x), wrap)| {
+            generate(x.len(), |i| {
+                let wrap = wrap.as_ref().map_or(0, |w| w[i]);
+                x[i].wrapping_sub(wrap.checked_shl(t.from).unwrap_or(0)) & low_mask(t.to)
+            })
+        })
+        .collect())
 }
