@@ -18,7 +18,7 @@ use heliostat::{
         record::{Entry, Outline, record},
         session::{ClientConnection, ClientSession, Recorder, ServerContext, Tables, serve_connection},
     },
-    protocol::Settings,
+    protocol::{Methods, OtMethod, Settings},
 };
 
 /// Lanes of a connection.
@@ -35,7 +35,13 @@ struct Observed {
 }
 
 /// One connection with one inference, recorded at the client.
-fn observe(model: &Model, context: &Arc<ServerContext>, inputs: Inputs, tables: Tables) -> Observed {
+fn observe(
+    model: &Model,
+    context: &Arc<ServerContext>,
+    inputs: Inputs,
+    settings: Settings,
+    tables: Tables,
+) -> Observed {
     let (client, server) = memory_pair(256 << 20);
     let (client, transcript) = record(client);
     let served = thread::spawn({
@@ -45,7 +51,7 @@ fn observe(model: &Model, context: &Arc<ServerContext>, inputs: Inputs, tables: 
     let (connection, _) =
         ClientConnection::open(client, [5; 16], Meter::new(Role::Client), None, Recorder::default()).unwrap();
     let mut session = ClientSession::new(connection, model.spec().clone(), Arc::new(CpuBackend::new(None))).unwrap();
-    let prepared = session.offline(8, Settings::EXACT, tables).unwrap();
+    let prepared = session.offline(8, settings, tables).unwrap();
     let output = session.online(prepared, inputs).unwrap();
     session.close().unwrap();
     served.join().unwrap().unwrap();
@@ -79,13 +85,23 @@ fn shape(observed: &Observed) -> Vec<Outline> {
 #[test]
 fn transcripts_of_different_texts_have_one_shape() {
     let (model, context) = setting();
-    for tables in [Tables::Spool(std::env::temp_dir()), Tables::Interleaved] {
+    let spool = || Tables::Spool(std::env::temp_dir());
+    let silent = Settings { ot: OtMethod::Silent, ..Settings::EXACT };
+    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent };
+    let cases = [
+        (Settings::EXACT, spool()),
+        (Settings::EXACT, Tables::Interleaved),
+        (silent, spool()),
+        (silent, Tables::Interleaved),
+        (shared, spool()),
+    ];
+    for (settings, tables) in cases {
         // Nothing but [CLS] and [SEP], and a bucket filled to its end.
         let texts = ["", "a warm and very funny little film"];
-        let [short, long] = texts.map(|text| observe(&model, &context, inputs(&model, text), tables.clone()));
+        let [short, long] = texts.map(|text| observe(&model, &context, inputs(&model, text), settings, tables.clone()));
         assert_ne!(short.output, long.output);
         assert!(short.outlines.len() > 50);
-        assert!(shape(&short) == shape(&long), "{tables:?}: messages differ in number, order or size");
+        assert!(shape(&short) == shape(&long), "{settings:?}, {tables:?}: messages differ in number, order or size");
     }
 }
 
@@ -141,7 +157,7 @@ fn neither_text_nor_weights_are_on_the_wire() {
     let text = "a warm and very funny little film";
     let encoded = model.client().encode(text, None, 8).unwrap();
     let own = inputs(&model, text);
-    let observed = observe(&model, &context, own.clone(), Tables::Spool(std::env::temp_dir()));
+    let observed = observe(&model, &context, own.clone(), Settings::EXACT, Tables::Spool(std::env::temp_dir()));
 
     let mut of_the_client = Needles::new();
     of_the_client.add("the text", text.as_bytes());
