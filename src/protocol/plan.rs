@@ -389,6 +389,8 @@ pub(crate) fn shared_function(
 ) -> std::result::Result<SharedFunction, SharedError> {
     match function {
         Function::Truncate { shift } => SharedFunction::truncate(*shift, from.ring, to.ring),
+        Function::Activation(f) => SharedFunction::activation(f, from.ring, to.ring),
+        Function::Exp(f) => SharedFunction::exp(f, from.cols, from.ring, to.ring),
         _ => Err(SharedError::Role),
     }
 }

@@ -100,7 +100,7 @@ fn every_edge_equals(settings: Settings) {
 /// Layers on shares: each within its stated error of the exact function of what went in, everything else exact.
 #[test]
 fn layers_on_shares_keep_to_their_error() {
-    let methods = Methods::GARBLED.with(LayerKind::Truncate, Method::Shared);
+    let methods = Methods::SHARED.with(LayerKind::Power, Method::Garbled).with(LayerKind::Tanh, Method::Garbled);
     for ot in [OtMethod::Iknp, OtMethod::Silent] {
         let parties = Parties::with(8, Settings { methods, ot });
         let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
