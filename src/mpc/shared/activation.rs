@@ -1,9 +1,7 @@
 //! Smooth activations `max(x, 0) - g(|x|)` and ReLU on shares.
 //!
 //! 1. Each party drops the fraction bits that the output does not have: `x'`, rounded down or up, in a narrow ring.
-//! 2. Where `g` lives within `|x| < 2^r`, bits `F + r` and up of `x'` say all: 0 and -1 are inside, a set highest bit is
-//!    negative. The carry of the bits below comes from a comparison; one lookup of the upper bits gives sign and range for
-//!    both carries, one conjunction selects.
+//! 2. Sign of `x'`, and whether `g` is not 0 there: [`Range`].
 //! 3. `max(x', 0)` by selection, hence `|x'|` without another message; `g` by [`Interpolation`]; selection by the range.
 //! 4. Both parts, non-negative, are extended to the output's ring.
 //!
@@ -12,17 +10,14 @@
 
 use super::SharedError;
 use super::coins::Coins;
-use super::fields::{Fields, generate, low_mask};
+use super::fields::{generate, low_mask};
 use super::interpolate::Interpolation;
-use super::logic::{And, Carry, Mux, and, and_cost, mux, mux_cost, sign, sign_cost};
-use super::lookup::{Lookup, equal};
-use super::meter::{Cost, Sender};
+use super::logic::{Mux, mux, mux_cost, sign, sign_cost};
+use super::meter::Cost;
 use super::party::{Party, Shares};
+use super::range::Range;
 use super::truncate::{Extend, extend};
 use crate::arith::fixed::{Activation, ActivationTable};
-
-/// Most bits above the range that one lookup decides about.
-const UPPER_BITS: u32 = 8;
 
 /// Fraction bits of `g` beyond the output's.
 const GUARD: u32 = 2;
@@ -53,6 +48,10 @@ struct Smooth {
 }
 
 impl Smooth {
+    fn range(&self, kept: u32) -> Range {
+        Range { ring: kept, bits: self.range }
+    }
+
     /// The position on the circle for a magnitude (or a share of one); not reduced.
     fn position(&self, magnitude: u64) -> u64 {
         magnitude.wrapping_mul(((1 << self.stretch) - 1u64).max(1))
@@ -70,7 +69,7 @@ impl SharedActivation {
             return Ok(this);
         }
         let range = f.out_frac + f.range_log2;
-        if range + 1 > this.kept() || this.kept() - range > UPPER_BITS {
+        if range + 1 > this.kept() {
             let value = this.kept().into();
             return Err(SharedError::Range { what: "bits of an activation's input after truncation", value });
         }
@@ -131,12 +130,7 @@ impl SharedActivation {
             mux_cost(count, &[kept], cost)?;
             return Extend { from: kept, to: self.output }.cost(count, cost);
         };
-        let carry = Carry { bits: smooth.range };
-        let mut sizes = carry.leaf_sizes();
-        sizes.push((kept - smooth.range, 4));
-        cost.lookups(Sender::Server, count, &sizes)?;
-        carry.join_cost(count, cost)?;
-        and_cost(count, &[2], cost)?;
+        smooth.range(kept).cost(count, cost)?;
         mux_cost(count, &[kept], cost)?;
         smooth.table.cost(count, cost)?;
         let ring = smooth.table.ring() - GUARD;
@@ -157,20 +151,10 @@ impl SharedActivation {
             let relu = self.relu(party, &negative, &x).await?;
             return Extend { from: kept, to: self.output }.run(party, &relu).await;
         };
-        // Sign and range.
-        let carry = Carry { bits: smooth.range };
-        let mut lookups = carry.leaves(&x)?;
-        lookups.push(self.upper(smooth.range, &x)?);
-        let mut leaves = party.lookup(Sender::Server, count, &lookups).await?;
-        let upper = leaves.pop().ok_or(SharedError::Internal { what: "the lookup of sign and range" })?;
-        let carried = carry.join(party, leaves).await?;
-        let difference = generate(count, |i| upper[i] >> 2);
-        let chosen = and(party, &[And { bit: &carried, bits: &difference, width: 2 }]).await?;
-        let chosen = chosen.first().ok_or(SharedError::Internal { what: "sign and range" })?;
-        let negative = generate(count, |i| (upper[i] ^ chosen[i]) & 1);
-        let inside = generate(count, |i| (upper[i] ^ chosen[i]) >> 1 & 1);
+        let state = smooth.range(kept).run(party, &x).await?;
+        let inside = generate(count, |i| state[i] >> 1);
         // Both parts.
-        let relu = self.relu(party, &negative, &x).await?;
+        let relu = self.relu(party, &state, &x).await?;
         let position = generate(count, |i| smooth.position((relu[i] << 1).wrapping_sub(x[i])));
         let fine = smooth.table.run(party, &position).await?;
         party.coin(&fine);
@@ -194,29 +178,6 @@ impl SharedActivation {
         let positive = generate(x.len(), |i| negative[i] ^ flip);
         let mut relu = mux(party, &[Mux { bit: &positive, value: x, ring: self.kept() }]).await?;
         relu.pop().ok_or(SharedError::Internal { what: "a selection" })
-    }
-
-    /// Of the bits from the range's end up: bit 0 negative, bit 1 inside, if the bits below do not carry; bits 2 and 3 what
-    /// a carry changes.
-    fn upper<'a>(&self, range: u32, x: &'a [u64]) -> Result<Lookup<'a>, SharedError> {
-        let k = self.kept() - range;
-        let upper = move |i: usize| (x[i] >> range) & low_mask(k);
-        Ok(Lookup {
-            k,
-            fields: Fields::new(&[1; 4])?,
-            fill: Box::new(move |i, entries| {
-                let y = upper(i);
-                let state = |sum: u64| {
-                    let sum = sum & low_mask(k);
-                    sum >> (k - 1) | (equal(sum, 0) | equal(sum, low_mask(k))) & 2
-                };
-                for (v, entry) in (0u64..).zip(entries) {
-                    let (without, with) = (state(y + v), state(y + v + 1));
-                    *entry = without | (without ^ with) << 2;
-                }
-            }),
-            choice: Box::new(upper),
-        })
     }
 
     pub(super) fn simulate(&self, client: &[u64], server: &[u64], coins: &mut Coins) -> Vec<u64> {

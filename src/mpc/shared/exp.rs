@@ -18,7 +18,7 @@ use super::cot::Batch;
 use super::fields::{Fields, generate, low_mask};
 use super::logic::{And, Mux, Zero, and, and_cost, mux, mux_cost, sign, sign_cost};
 use super::lookup::{Lookup, equal};
-use super::meter::{Cost, Sender};
+use super::meter::Cost;
 use super::party::{Party, Role, Shares};
 use super::truncate::Extend;
 use crate::arith::fixed::ExpTable;
@@ -114,7 +114,7 @@ impl SharedExp {
 
     /// The upper bits of the whole part.
     fn far(&self) -> Zero {
-        Zero { bits: self.width() - self.fraction - self.near }
+        Zero { bits: self.width() - self.fraction - self.near, targets: 2 }
     }
 
     /// Distance from the real function in units of the output: two units of the distance, one of rounding, and those of the
@@ -140,7 +140,7 @@ impl SharedExp {
         }
         let mut sizes = vec![(self.near, self.product_ring() + 1)];
         sizes.extend(self.far().leaf_sizes());
-        cost.lookups(Sender::Server, count, &sizes)?;
+        cost.lookups(count, &sizes)?;
         let batches: Vec<_> = (0..self.factor - 1).map(|j| (count, self.product_ring() - j)).collect();
         cost.products(&[], &batches)?;
         if self.far().bits > 0 {
@@ -170,7 +170,7 @@ impl SharedExp {
             choice: Box::new(|i| whole(i) & low_mask(self.near)),
         }];
         lookups.extend(self.far().leaves(|i| whole(i) >> self.near)?);
-        let mut looked = party.lookup(Sender::Server, count, &lookups).await?.into_iter();
+        let mut looked = party.lookup(count, &lookups).await?.into_iter();
         let shifted = looked.next().ok_or(SharedError::Internal { what: "the lookup of a power of two" })?;
         let carry = generate(count, |i| shifted[i] >> ring);
         let shifted = generate(count, |i| shifted[i] & low_mask(ring));

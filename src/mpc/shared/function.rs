@@ -7,10 +7,12 @@ use super::exp::SharedExp;
 use super::fields::{low_mask, pack, unpack};
 use super::meter::{Cost, Cots};
 use super::party::{Party, Role, Shares, Task};
+use super::power::SharedPower;
+use super::tanh::SharedTanh;
 use super::truncate::Truncate;
 use super::{SharedError, fields};
 use crate::arith::ShareModulus;
-use crate::arith::fixed::{ActivationTable, ExpTable};
+use crate::arith::fixed::{ActivationTable, ExpTable, PowerTable, TanhTable};
 
 /// A non-linear function of additive shares.
 ///
@@ -28,6 +30,8 @@ enum Kind {
     Truncate(Truncate),
     Activation(Box<SharedActivation>),
     Exp(Box<SharedExp>),
+    Power(Box<SharedPower>),
+    Tanh(Box<SharedTanh>),
 }
 
 impl SharedFunction {
@@ -58,6 +62,31 @@ impl SharedFunction {
     /// If the input ring has no whole bits, or there are no columns.
     pub fn exp(f: &ExpTable, columns: usize, input: ShareModulus, output: ShareModulus) -> Result<Self, SharedError> {
         Self::new(input, output, |input, output| Ok(Kind::Exp(Box::new(SharedExp::new(f, columns, input, output)?))))
+    }
+
+    /// Reciprocal or inverse square root of values in `[2^min_log2, 2^(max_log2 + 1))`; others give a meaningless result.
+    ///
+    /// # Errors
+    /// If the input ring has not at least `max_log2 + 2` bits, or the result's widths are out of range.
+    pub fn power(
+        f: &PowerTable,
+        numerator: f64,
+        in_frac: u32,
+        out_frac: u32,
+        input: ShareModulus,
+        output: ShareModulus,
+    ) -> Result<Self, SharedError> {
+        Self::new(input, output, |input, output| {
+            Ok(Kind::Power(Box::new(SharedPower::new(f, numerator, in_frac, out_frac, input, output)?)))
+        })
+    }
+
+    /// `tanh` of values `-2^(l-2) <= x < 2^(l-2)`, `l` the bits of the input ring.
+    ///
+    /// # Errors
+    /// If the input ring does not reach over the table's range.
+    pub fn tanh(f: &TanhTable, input: ShareModulus, output: ShareModulus) -> Result<Self, SharedError> {
+        Self::new(input, output, |input, output| Ok(Kind::Tanh(Box::new(SharedTanh::new(f, input, output)?))))
     }
 
     fn new(
@@ -94,6 +123,8 @@ impl SharedFunction {
                 Kind::Truncate(f) => f.cost(count, &mut cost)?,
                 Kind::Activation(f) => f.cost(count, &mut cost)?,
                 Kind::Exp(f) => f.cost(count, &mut cost)?,
+                Kind::Power(f) => f.cost(count, &mut cost)?,
+                Kind::Tanh(f) => f.cost(count, &mut cost)?,
             }
             cost.restore(count, self.output)?;
         }
@@ -176,24 +207,48 @@ impl SharedFunction {
             Kind::Truncate(f) => client.iter().zip(server).map(|(&c, &s)| f.simulate(c, s)).collect(),
             Kind::Activation(f) => f.simulate(client, server, coins),
             Kind::Exp(f) => f.simulate(client, server, coins),
+            Kind::Power(f) => f.simulate(client, server, coins),
+            Kind::Tanh(f) => f.simulate(client, server, coins),
         })
     }
 
-    /// How far a result may be from the exact function of [`crate::arith::fixed`], in units of the output's last place.
+    /// How far a result may be from the exact function of [`crate::arith::fixed`], in units of the output's last place; for
+    /// powers, [`Self::relative_error_bound`] times the exact result comes on top.
     pub fn error_bound(&self) -> u64 {
         match &self.kind {
             Kind::Truncate(_) => 1,
             Kind::Activation(f) => f.error_bound(),
             Kind::Exp(f) => f.error_bound(),
+            Kind::Power(f) => f.error_bound(),
+            Kind::Tanh(f) => f.error_bound(),
         }
     }
 
-    /// How far a result may be from the real function of its input, in units of the output's last place.
+    /// The part of the distance from the exact function that grows with the result; 0 but for powers.
+    pub fn relative_error_bound(&self) -> f64 {
+        match &self.kind {
+            Kind::Power(f) => f.relative_error_bound(),
+            _ => 0.0,
+        }
+    }
+
+    /// The part of the distance from the real function that grows with the result; 0 but for powers.
+    pub fn real_relative_error(&self) -> f64 {
+        match &self.kind {
+            Kind::Power(f) => f.real_relative_error(),
+            _ => 0.0,
+        }
+    }
+
+    /// How far a result may be from the real function of its input, in units of the output's last place; for powers,
+    /// [`Self::real_relative_error`] times the result comes on top.
     pub fn real_error(&self) -> f64 {
         match &self.kind {
             Kind::Truncate(_) => 1.0,
             Kind::Activation(f) => f.real_error(),
             Kind::Exp(f) => f.real_error(),
+            Kind::Power(_) => 1.0,
+            Kind::Tanh(f) => f.real_error(),
         }
     }
 
@@ -203,6 +258,8 @@ impl SharedFunction {
             Kind::Truncate(f) => f.run(party, &x).await,
             Kind::Activation(f) => f.run(party, &x).await,
             Kind::Exp(f) => f.run(party, &x).await,
+            Kind::Power(f) => f.run(party, &x).await,
+            Kind::Tanh(f) => f.run(party, &x).await,
         }
     }
 

@@ -12,7 +12,7 @@ use super::SharedError;
 use super::cot::Batch;
 use super::fields::{Fields, generate, low_mask};
 use super::lookup::{Lookup, equal};
-use super::meter::{Cost, Sender};
+use super::meter::Cost;
 use super::party::{Party, Role, Shares};
 
 /// A function by lines; see the module.
@@ -57,7 +57,14 @@ impl Interpolation {
         let size = 1u64 << circle;
         let points = 1u64 << low;
         // Positions in half units: the middle of a step may be one.
-        let wrapped = |half: u64| f((half % (2 * size)) as f64 / 2.0);
+        let direct = |half: u64| f(half as f64 / 2.0);
+        // Long tables ask for every position many times.
+        let known: Vec<f64> =
+            if sub + index + low + 2 > circle + 1 { (0..2 * size).map(direct).collect() } else { Vec::new() };
+        let wrapped = |half: u64| {
+            let half = half % (2 * size);
+            known.get(half as usize).copied().unwrap_or_else(|| direct(half))
+        };
         let mut lines = Vec::with_capacity(1 << (sub + index));
         let mut error = 0f64;
         for s in 0..1u64 << sub {
@@ -141,7 +148,7 @@ impl Interpolation {
             fill: Box::new(|i, entries| self.fill(reduced(i), entries)),
             choice: Box::new(|i| reduced(i) >> self.cell()),
         };
-        let lines = party.lookup(Sender::Server, x.len(), &[lookup]).await?;
+        let lines = party.lookup(x.len(), &[lookup]).await?;
         let lines = lines.first().ok_or(SharedError::Internal { what: "a looked up line" })?;
         let own = |i: usize| match party.role {
             Role::Client => self.low_bits(reduced(i)),
@@ -181,7 +188,7 @@ impl Interpolation {
     }
 
     pub(super) fn cost(&self, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
-        cost.lookups(Sender::Server, count, &[(self.index, 2 * self.ring)])?;
+        cost.lookups(count, &[(self.index, 2 * self.ring)])?;
         let batches: Vec<_> = self.slope_widths().into_iter().map(|w| (count, w)).collect();
         if batches.is_empty() { Ok(()) } else { cost.products(&[], &batches) }
     }

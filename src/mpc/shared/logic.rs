@@ -6,8 +6,8 @@
 use super::SharedError;
 use super::cot::Batch;
 use super::fields::{Fields, generate, low_mask, select};
-use super::lookup::Lookup;
-use super::meter::{Cost, Sender};
+use super::lookup::{Lookup, equal};
+use super::meter::Cost;
 use super::party::{Party, Shares};
 
 /// Bits of a digit.
@@ -88,26 +88,41 @@ pub(super) fn mux_cost(count: usize, rings: &[u32], cost: &mut Cost) -> Result<(
     and_cost(count, rings, cost)
 }
 
-/// Whether shares of `bits`-bit numbers carry: `x_C + x_S >= 2^bits`, i.e. `x_C > 2^bits - 1 - x_S`.
+/// Whether shares of `bits`-bit numbers, from bit `first` of the words on, carry: `x_C + x_S >= 2^bits`, i.e.
+/// `x_C > 2^bits - 1 - x_S`; and with `equal` also whether a carry from below would go through, in bit 1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Carry {
-    pub(super) bits: u32,
+    first: u32,
+    bits: u32,
+    equal: bool,
 }
 
 impl Carry {
-    /// First bit and bits of each digit, lowest first.
-    fn digits(self) -> impl Iterator<Item = (u32, u32)> {
-        let bits = self.bits;
-        (0..bits).step_by(DIGIT as usize).map(move |first| (first, DIGIT.min(bits - first)))
+    /// Of the low `bits` bits.
+    pub(super) fn low(bits: u32) -> Self {
+        Self { first: 0, bits, equal: false }
     }
 
-    /// The lookups of the digits; the server's tables. Their results go to [`Carry::join`].
+    /// Of `bits` bits from bit `first` on, with the second answer.
+    pub(super) fn middle(first: u32, bits: u32) -> Self {
+        Self { first, bits, equal: true }
+    }
+
+    /// First bit, bits and answers of each digit, lowest first. The lowest digit's equality matters for the second answer
+    /// only.
+    fn digits(self) -> impl Iterator<Item = (u32, u32, usize)> {
+        let starts = (0..self.bits).step_by(DIGIT as usize);
+        starts.map(move |at| {
+            let answers = if at == 0 && !self.equal { 1 } else { 2 };
+            (self.first + at, DIGIT.min(self.bits - at), answers)
+        })
+    }
+
+    /// The lookups of the digits. Their results go to [`Carry::join`].
     pub(super) fn leaves<'a>(self, x: &'a [u64]) -> Result<Vec<Lookup<'a>>, SharedError> {
         self.digits()
-            .map(|(first, k)| {
-                // The lowest digit's equality decides nothing.
-                let widths: &[u32] = if first == 0 { &[1] } else { &[1, 1] };
-                let fields = Fields::new(widths)?;
+            .map(|(first, k, answers)| {
+                let fields = Fields::new(&vec![1; answers])?;
                 let digit = move |i: usize| (x[i] >> first) & low_mask(k);
                 Ok(Lookup {
                     k,
@@ -116,9 +131,7 @@ impl Carry {
                         let y = digit(i) ^ low_mask(k);
                         for (v, entry) in (0u64..).zip(entries) {
                             // v > y and v == y without a branch.
-                            let greater = y.wrapping_sub(v) >> 63;
-                            let equal = super::lookup::equal(v, y) & 2;
-                            *entry = (greater | equal) & fields.mask();
+                            *entry = (y.wrapping_sub(v) >> 63 | equal(v, y) & 2) & fields.mask();
                         }
                     }),
                     choice: Box::new(digit),
@@ -129,20 +142,19 @@ impl Carry {
 
     /// `(k, bits)` of the leaves.
     pub(super) fn leaf_sizes(self) -> Vec<(u32, u32)> {
-        self.digits().map(|(first, k)| (k, if first == 0 { 1 } else { 2 })).collect()
+        self.digits().map(|(_, k, answers)| (k, answers as u32)).collect()
     }
 
-    /// Shares of the carry from the digits' comparisons.
+    /// Shares of the answers from those of the digits.
     pub(super) async fn join(self, party: &mut Party, mut nodes: Vec<Shares>) -> Result<Shares, SharedError> {
-        // A word has "greater" in bit 0 and, but for the lowest node, "equal" in bit 1.
         while nodes.len() > 1 {
-            let equal: Vec<Shares> =
+            let through: Vec<Shares> =
                 nodes.chunks_exact(2).map(|pair| generate(pair[1].len(), |i| pair[1][i] >> 1)).collect();
             let terms: Vec<And<'_>> = nodes
                 .chunks_exact(2)
-                .zip(&equal)
-                .enumerate()
-                .map(|(n, (pair, equal))| And { bit: equal, bits: &pair[0], width: if n == 0 { 1 } else { 2 } })
+                .zip(&through)
+                .zip(self.widths(nodes.len()))
+                .map(|((pair, through), width)| And { bit: through, bits: &pair[0], width })
                 .collect();
             let mut joined = and(party, &terms).await?;
             for (joined, pair) in joined.iter_mut().zip(nodes.chunks_exact(2)) {
@@ -158,55 +170,53 @@ impl Carry {
         nodes.pop().ok_or(SharedError::Internal { what: "a digit of a comparison" })
     }
 
+    /// Answers of the pairs of a level of `nodes` nodes.
+    fn widths(self, nodes: usize) -> Vec<u32> {
+        (0..nodes / 2).map(|n| if n == 0 && !self.equal { 1 } else { 2 }).collect()
+    }
+
     /// The cost of [`Carry::join`].
     pub(super) fn join_cost(self, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
         let mut nodes = self.digits().count();
         while nodes > 1 {
-            let widths: Vec<u32> = (0..nodes / 2).map(|n| if n == 0 { 1 } else { 2 }).collect();
-            and_cost(count, &widths, cost)?;
+            and_cost(count, &self.widths(nodes), cost)?;
             nodes = nodes.div_ceil(2);
         }
         Ok(())
     }
-
-    /// Shares of the carry of the low bits of `x`.
-    pub(super) async fn run(self, party: &mut Party, x: &[u64]) -> Result<Shares, SharedError> {
-        let leaves = party.lookup(Sender::Server, x.len(), &self.leaves(x)?).await?;
-        self.join(party, leaves).await
-    }
-
-    /// The cost of [`Carry::run`].
-    pub(super) fn cost(self, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
-        cost.lookups(Sender::Server, count, &self.leaf_sizes())?;
-        self.join_cost(count, cost)
-    }
 }
 
-/// Shares of the sign (the highest bit) of values shared modulo `2^ring`.
+/// Shares of the sign (the highest bit) of values shared modulo `2^ring`, `ring >= 2`.
 pub(super) async fn sign(party: &mut Party, ring: u32, x: &[u64]) -> Result<Shares, SharedError> {
-    let carry = Carry { bits: ring - 1 }.run(party, x).await?;
+    let carry = Carry::low(ring - 1);
+    let leaves = party.lookup(x.len(), &carry.leaves(x)?).await?;
+    let carry = carry.join(party, leaves).await?;
     Ok(generate(x.len(), |i| carry[i] ^ (x[i] >> (ring - 1) & 1)))
 }
 
 /// The cost of [`sign`].
 pub(super) fn sign_cost(ring: u32, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
-    Carry { bits: ring - 1 }.cost(count, cost)
+    let carry = Carry::low(ring - 1);
+    cost.lookups(count, &carry.leaf_sizes())?;
+    carry.join_cost(count, cost)
 }
 
-/// Whether `x_C + x_S` and `x_C + x_S + 1` are 0 modulo `2^bits`, in bits 0 and 1 of a word.
+/// Whether `x_C + x_S + j` is 0 modulo `2^bits`, in bit `j` of a word, for `j` below `targets`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Zero {
     pub(super) bits: u32,
+    pub(super) targets: u32,
 }
 
 impl Zero {
-    /// First bit and bits of each digit: as few digits as carry at most [`DIGIT`] bits, of nearly equal width.
+    /// First bit and bits of each digit: as few digits as there must be, of nearly equal width.
     fn digits(self) -> Vec<(u32, u32)> {
         let count = self.bits.div_ceil(DIGIT);
-        (0..count).map(|d| (d * self.bits / count, (d + 1) * self.bits / count - d * self.bits / count)).collect()
+        let start = |d: u32| d * self.bits / count;
+        (0..count).map(|d| (start(d), start(d + 1) - start(d))).collect()
     }
 
-    /// The lookups of the digits; the server's tables. Their results go to [`Zero::join`].
+    /// The lookups of the digits. Their results go to [`Zero::join`].
     pub(super) fn leaves<'a>(
         self,
         x: impl Fn(usize) -> u64 + Copy + Send + Sync + 'a,
@@ -214,11 +224,14 @@ impl Zero {
         let digit = |(first, k): (u32, u32)| -> Result<Lookup<'a>, SharedError> {
             Ok(Lookup {
                 k,
-                fields: Fields::new(&[1, 1])?,
+                fields: Fields::new(&vec![1; self.targets as usize])?,
                 fill: Box::new(move |i, entries| {
-                    let targets = [x(i).wrapping_neg(), !x(i)].map(|t| (t >> first) & low_mask(k));
-                    for (v, entry) in (0u64..).zip(entries) {
-                        *entry = super::lookup::equal(v, targets[0]) & 1 | super::lookup::equal(v, targets[1]) & 2;
+                    entries.fill(0);
+                    for j in 0..self.targets {
+                        let target = (x(i).wrapping_add(j.into()).wrapping_neg() >> first) & low_mask(k);
+                        for (v, entry) in (0u64..).zip(entries.iter_mut()) {
+                            *entry |= equal(v, target) & 1 << j;
+                        }
                     }
                 }),
                 choice: Box::new(move |i| (x(i) >> first) & low_mask(k)),
@@ -229,27 +242,22 @@ impl Zero {
 
     /// `(k, bits)` of the leaves.
     pub(super) fn leaf_sizes(self) -> Vec<(u32, u32)> {
-        self.digits().into_iter().map(|(_, k)| (k, 2)).collect()
+        self.digits().into_iter().map(|(_, k)| (k, self.targets)).collect()
     }
 
-    /// Shares of both answers.
+    /// Shares of the answers.
     pub(super) async fn join(self, party: &mut Party, mut nodes: Vec<Shares>) -> Result<Shares, SharedError> {
         while nodes.len() > 1 {
-            let upper: Vec<Shares> =
-                nodes.chunks_exact(2).map(|pair| generate(pair[0].len(), |i| pair[0][i] >> 1)).collect();
-            let other: Vec<Shares> =
-                nodes.chunks_exact(2).map(|pair| generate(pair[1].len(), |i| pair[1][i] >> 1)).collect();
-            let terms: Vec<And<'_>> = nodes
+            let bit = |node: &Shares, j: u32| generate(node.len(), |i| node[i] >> j & 1);
+            let split: Vec<[Shares; 2]> = nodes
                 .chunks_exact(2)
-                .zip(upper.iter().zip(&other))
-                .flat_map(|(pair, (upper, other))| {
-                    [And { bit: &pair[0], bits: &pair[1], width: 1 }, And { bit: upper, bits: other, width: 1 }]
-                })
+                .flat_map(|pair| (0..self.targets).map(|j| [bit(&pair[0], j), bit(&pair[1], j)]))
                 .collect();
+            let terms: Vec<And<'_>> = split.iter().map(|[low, high]| And { bit: low, bits: high, width: 1 }).collect();
             let products = and(party, &terms).await?;
             let mut joined: Vec<Shares> = products
-                .chunks_exact(2)
-                .map(|pair| generate(pair[0].len(), |i| pair[0][i] | pair[1][i] << 1))
+                .chunks_exact(self.targets as usize)
+                .map(|bits| generate(bits[0].len(), |i| bits.iter().rev().fold(0, |word, b| word << 1 | b[i])))
                 .collect();
             if nodes.len() % 2 == 1 {
                 joined.extend(nodes.pop());
@@ -263,7 +271,7 @@ impl Zero {
     pub(super) fn join_cost(self, count: usize, cost: &mut Cost) -> Result<(), SharedError> {
         let mut nodes = self.digits().len();
         while nodes > 1 {
-            and_cost(count, &vec![1; nodes / 2 * 2], cost)?;
+            and_cost(count, &vec![1; nodes / 2 * self.targets as usize], cost)?;
             nodes = nodes.div_ceil(2);
         }
         Ok(())

@@ -1,6 +1,7 @@
-//! Tables that one party makes and the other indexes, as additive shares, by random 1-of-2^k OTs.
+//! Tables that the server makes and the client indexes, as additive shares, by random 1-of-2^k OTs.
 //!
-//! The receiver has an index `c` of `k` bits, the sender entries `E[0 .. 2^k]`. From a random OT with index `r` and pads
+//! The server sends: its tables are the long messages, most links are faster towards the client, and the client's part is the
+//! lighter one. The receiver has an index `c` of `k` bits, the sender entries `E[0 .. 2^k]`. From a random OT with index `r` and pads
 //! `p_j`, the receiver sends `d = c ^ r`. The sender's share is `s = E[d] - p_0`, and for `j >= 1` it sends
 //! `E[d ^ j] - s - p_j`: so the receiver has `E[c] - s = p_r + message_r`, with an empty message for `r = 0`. That takes
 //! `k + (2^k - 1) bits(E)` bits, `k` COTs and two flights.
@@ -13,7 +14,6 @@ use zeroize::Zeroizing;
 
 use super::SharedError;
 use super::fields::{Fields, generate, packed_len, unpack};
-use super::meter::Sender;
 use super::party::{Party, Role, Shares};
 use crate::arith::bits::{self, BitWriter, BitsError};
 use crate::mpc::ot::{PadShape, receiver_pads, sender_pads};
@@ -25,7 +25,7 @@ const BLOCK: usize = 4096;
 /// Elements of a unit of parallel work; a multiple of 8, so that units start at a byte of the message.
 const UNIT: usize = 64;
 
-/// Lookups of one shape, written once for both parties: the sender calls `fill`, the receiver `choice`.
+/// Lookups of one shape, written once for both parties: the server calls `fill`, the client `choice`.
 pub(super) struct Lookup<'a> {
     /// Bits of an index.
     pub(super) k: u32,
@@ -38,11 +38,6 @@ pub(super) struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// `(k, bits)`, what the cost depends on.
-    pub(super) fn size(&self) -> (u32, u32) {
-        (self.k, self.fields.bits())
-    }
-
     fn entries(&self) -> usize {
         (1 << self.k) - 1
     }
@@ -53,19 +48,12 @@ impl Lookup<'_> {
 }
 
 impl Party {
-    /// Lookups of `count` elements in each of `tables`, in two flights.
-    pub(super) async fn lookup(
-        &mut self,
-        sender: Sender,
-        count: usize,
-        tables: &[Lookup<'_>],
-    ) -> Result<Vec<Shares>, SharedError> {
+    /// Lookups of `count` elements in each of the server's `tables`, in two flights.
+    pub(super) async fn lookup(&mut self, count: usize, tables: &[Lookup<'_>]) -> Result<Vec<Shares>, SharedError> {
         let mut seeds = Prg::new(self.next_seed());
-        match (sender, self.role) {
-            (Sender::Client, Role::Client) | (Sender::Server, Role::Server) => {
-                self.lookup_send(count, tables, &mut seeds).await
-            }
-            _ => self.lookup_receive(count, tables, &mut seeds).await,
+        match self.role {
+            Role::Server => self.lookup_send(count, tables, &mut seeds).await,
+            Role::Client => self.lookup_receive(count, tables, &mut seeds).await,
         }
     }
 

@@ -27,13 +27,6 @@ pub struct Cost {
     clocks: [usize; 2],
 }
 
-/// Who sends in a batch of products or lookups.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sender {
-    Client,
-    Server,
-}
-
 /// `(elements, bits of an element)` of a batch.
 pub(super) type BatchSize = (usize, u32);
 
@@ -56,28 +49,17 @@ impl Cost {
         Ok(())
     }
 
-    /// Lookups of `count` elements in tables of `2^k` entries of `bits` bits, as `(k, bits)`: choices, then tables.
-    pub(super) fn lookups(&mut self, sender: Sender, count: usize, tables: &[(u32, u32)]) -> Result<(), SharedError> {
+    /// Lookups of `count` elements in the server's tables of `2^k` entries of `bits` bits, as `(k, bits)`: choices up, then
+    /// tables down.
+    pub(super) fn lookups(&mut self, count: usize, tables: &[(u32, u32)]) -> Result<(), SharedError> {
         for &(k, bits) in tables {
-            let choices = packed_len(count, k)?;
             let entries =
                 count.checked_mul((1 << k) - 1).ok_or(SharedError::TooLarge { rows: count, width: 1 << k })?;
-            let entries = packed_len(entries, bits)?;
-            let cots = count * k as usize;
-            match sender {
-                Sender::Client => {
-                    self.cots.client_sends += cots;
-                    self.up += entries;
-                    self.down += choices;
-                }
-                Sender::Server => {
-                    self.cots.server_sends += cots;
-                    self.down += entries;
-                    self.up += choices;
-                }
-            }
+            self.cots.server_sends += count * k as usize;
+            self.up += packed_len(count, k)?;
+            self.down += packed_len(entries, bits)?;
         }
-        for side in if sender == Sender::Server { [0, 1] } else { [1, 0] } {
+        for side in 0..2 {
             self.message(side, self.clocks[side]);
         }
         Ok(())

@@ -8,9 +8,12 @@
 //! | `cot` | products of a bit with a ring element, one flight |
 //! | `lookup` | tables by 1-of-2^k OT, two flights |
 //! | `logic` | conjunctions, comparison, selection |
+//! | `range` | sign, and whether a value lies in a range |
 //! | `interpolate` | functions by lookup of lines |
 //! | `activation` | GELU, ReLU |
 //! | `exp` | the numerators of softmax, row maximum included |
+//! | `power` | reciprocal and inverse square root |
+//! | `tanh` | the hyperbolic tangent |
 //! | `truncate` | known-sign truncation and change of ring |
 //! | `fields`, `meter`, `coins` | packed ring elements, costs, the simulator's randomness |
 
@@ -27,6 +30,9 @@ mod logic;
 mod lookup;
 mod meter;
 mod party;
+mod power;
+mod range;
+mod tanh;
 #[cfg(test)]
 mod tests;
 mod truncate;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::arith::ShareModulus;
-use crate::arith::fixed::{Activation, ActivationTable, ExpTable, round_shift};
+use crate::arith::fixed::{Activation, ActivationTable, ExpTable, PowerTable, RowPower, TanhTable, round_shift};
 use crate::mpc::block::Block;
 use crate::mpc::ot::{CotReceiverPool, CotSenderPool, deal};
 use crate::mpc::prg::Prg;
@@ -381,6 +381,8 @@ fn activations_are_the_simulators_and_within_their_error() {
         (Activation::GeluTanh, 24, 12, 6, 34, 37),
         (Activation::Gelu, 12, 12, 6, 18, 30),
         (Activation::Gelu, 14, 10, 6, 17, 20),
+        (Activation::Gelu, 22, 10, 6, 31, 24),
+        (Activation::Gelu, 22, 10, 6, 42, 34),
         (Activation::Relu, 22, 10, 6, 30, 26),
         (Activation::Relu, 22, 10, 6, 40, 30),
         (Activation::Relu, 12, 12, 6, 20, 24),
@@ -477,4 +479,113 @@ fn numerators_are_the_simulators_and_within_their_error() {
     let table = ExpTable { in_frac: 18, frac_bits: 5, out_frac: 11 };
     let f = SharedFunction::exp(&table, 8, ring(28), ring(44)).unwrap();
     assert!(matches!(f.cost(12), Err(SharedError::Rows { columns: 8, found: 12 })));
+}
+
+#[test]
+fn powers_are_the_simulators_and_within_their_error() {
+    let root = 384f64.sqrt();
+    for (power, numerator, in_frac, out_frac, min_log2, max_log2, input, output) in [
+        (RowPower::Reciprocal, 1.0, 11, 18, 11, 18, 44, 44),
+        (RowPower::Reciprocal, 1.0, 11, 16, 11, 16, 37, 40),
+        (RowPower::Reciprocal, 3.0, 4, 20, 6, 6, 12, 32),
+        (RowPower::InverseSqrt, root, 20, 15, 18, 35, 37, 37),
+        (RowPower::InverseSqrt, root, 20, 14, 17, 35, 37, 24),
+        (RowPower::InverseSqrt, 1.0, 24, 12, 3, 42, 44, 48),
+    ] {
+        let table = PowerTable::new(power, numerator, in_frac, out_frac, min_log2, max_log2, 9, 12).unwrap();
+        let f = SharedFunction::power(&table, numerator, in_frac, out_frac, ring(input), ring(output)).unwrap();
+        let mut values = Vec::new();
+        for log2 in min_log2..=max_log2 {
+            let noise = random(40, 60, u64::from(log2));
+            values.extend(noise.into_iter().map(|r| ((1 << log2) | (r & ((1 << log2) - 1))) as i64));
+            values.extend([1 << log2, (2 << log2) - 1, (1 << log2) + 1, 3 << log2 >> 1]);
+        }
+        let (client, server) = split(&values, input, 5);
+        let (y, measured) = run(&f, (input, output), &client, &server, 9);
+        let exact = table.tables(numerator, in_frac, out_frac);
+        let (mut worst, mut worst_real) = (0f64, 0f64);
+        for (&v, &y) in values.iter().zip(&y) {
+            let expected = table.eval(&exact, v as u64) as f64;
+            let exponent = if power == RowPower::Reciprocal { -1.0 } else { -0.5 };
+            let x = v as f64 / libm::exp2(in_frac.into());
+            let real = numerator * libm::pow(x, exponent) * libm::exp2(out_frac.into());
+            if real >= libm::exp2(f64::from(output - 1)) {
+                continue;
+            }
+            let y = y as f64;
+            assert!(
+                (y - expected).abs() <= f.error_bound() as f64 + f.relative_error_bound() * expected,
+                "{v} {y} {expected}"
+            );
+            assert!((y - real).abs() <= f.real_error() + f.real_relative_error() * real, "{v} {y} {real}");
+            worst = worst.max(((y - expected).abs() - f.error_bound() as f64) / expected);
+            worst_real = worst_real.max(((y - real).abs() - 1.0) / real);
+        }
+        let per = (measured.up + measured.down) as f64 / values.len() as f64;
+        let cots = f.cots(1).unwrap();
+        println!(
+            "{power:?} 2^{min_log2}..2^{max_log2} {input}->{output}: {per:.0} B, {} COTs, {} flights; relatively off by {worst:.5} \
+             (bound {:.5}), really {worst_real:.5} ({:.5})",
+            cots.client_sends + cots.server_sends,
+            measured.rounds,
+            f.relative_error_bound(),
+            f.real_relative_error(),
+        );
+        assert!(per < 4096.0 && f.real_relative_error() < 0.001);
+    }
+}
+
+#[test]
+fn tanh_is_the_simulators_and_within_its_error() {
+    for (in_frac, out_frac, table_bits, input, output) in [(22, 10, 9, 30, 24), (20, 12, 10, 36, 37), (9, 6, 6, 14, 20)]
+    {
+        let table = TanhTable { in_frac, out_frac, range_log2: 2, table_bits };
+        let f = SharedFunction::tanh(&table, ring(input), ring(output)).unwrap();
+        let values = dense(input - 2, in_frac, 3000);
+        let (client, server) = split(&values, input, 5);
+        let (y, measured) = run(&f, (input, output), &client, &server, 9);
+        let exact = table.table();
+        let (mut worst, mut worst_real) = (0u64, 0f64);
+        for (&v, &y) in values.iter().zip(&y) {
+            let y = signed(y, output);
+            worst = worst.max(y.abs_diff(table.eval(&exact, v.into()) as i64));
+            let real = libm::tanh(v as f64 / libm::exp2(in_frac.into())) * libm::exp2(out_frac.into());
+            worst_real = worst_real.max((y as f64 - real).abs());
+        }
+        let per = (measured.up + measured.down) as f64 / values.len() as f64;
+        let cots = f.cots(1).unwrap();
+        println!(
+            "tanh {in_frac}->{out_frac} {input}->{output}: {per:.0} B, {} COTs, {} flights; off by {worst} (bound {}), really \
+             {worst_real:.1} ({:.1}) units",
+            cots.client_sends + cots.server_sends,
+            measured.rounds,
+            f.error_bound(),
+            f.real_error(),
+        );
+        assert!(worst <= f.error_bound() && worst_real <= f.real_error());
+    }
+}
+
+#[test]
+fn ranges_are_told_apart() {
+    for (ring, bits) in [(14, 12), (18, 12), (19, 12), (20, 12), (30, 12), (9, 2), (13, 12), (40, 3)] {
+        let range = range::Range { ring, bits };
+        let mut values = spread(ring - 1, 2000, 3);
+        let end = 1i64 << bits;
+        values.extend([end - 1, end, -end, -end - 1, -end + 1, 2 * end, -2 * end, 2 * end - 1, -2 * end - 1]);
+        values.retain(|v| (-(1i64 << (ring - 1))..1 << (ring - 1)).contains(v));
+        let (client, server) = split(&values, ring, 4);
+        let (a, b, measured) = gadget(
+            client,
+            server,
+            |count, cost| range.cost(count, cost),
+            move |mut party, x| async move { Ok(range.run(&mut party, &x).await?.to_vec()) },
+        );
+        for (i, v) in values.iter().enumerate() {
+            let state = a[i] ^ b[i];
+            assert_eq!(state & 1, u64::from(*v < 0), "{ring} {bits} {v}");
+            assert_eq!(state >> 1, u64::from((-end..end).contains(v)), "{ring} {bits} {v}");
+        }
+        println!("range {ring} {bits}: {:.1} B", (measured.up + measured.down) as f64 / values.len() as f64);
+    }
 }
