@@ -391,7 +391,10 @@ pub(crate) fn shared_function(
         Function::Truncate { shift } => SharedFunction::truncate(*shift, from.ring, to.ring),
         Function::Activation(f) => SharedFunction::activation(f, from.ring, to.ring),
         Function::Exp(f) => SharedFunction::exp(f, from.cols, from.ring, to.ring),
-        _ => Err(SharedError::Role),
+        Function::Power { table, numerator, in_frac, out_frac } => {
+            SharedFunction::power(table, *numerator, *in_frac, *out_frac, from.ring, to.ring)
+        }
+        Function::Tanh(f) => SharedFunction::tanh(f, from.ring, to.ring),
     }
 }
 
