@@ -13,7 +13,8 @@ use heliostat::{
             Gadget,
             half_gates::{Garbling, GateKey, LabelSeed, evaluate_chunk, tables_len},
         },
-        ot::{BaseSender, CotReceiver, CotSender},
+        ot::{BaseSender, CotReceiver, CotSender, FerretReceiver, FerretSender, LpnParams, PadShape, SilentStep},
+        ot::{receiver_pads, sender_pads},
         prg::{CrHash, Prg},
         shared::{ProductShape, gilboa},
     },
@@ -87,6 +88,76 @@ fn oblivious_transfer(c: &mut Criterion) {
     group.finish();
 }
 
+/// Silent OT with base COTs by IKNP: every message is counted, and its bytes printed beside the time of either end.
+fn silent_transfer(c: &mut Criterion) {
+    let mut rng = ChaCha20Rng::seed_from_u64(10);
+    for (name, params) in [("k = 2^16", LpnParams::N20), ("k = 2^19", LpnParams::N24)] {
+        let (mut sender, mut receiver) = ot_pair();
+        let (matrix, t) = receiver.extend_random(params.base_cots(), &mut rng).unwrap();
+        let q = sender.extend_random(&matrix, params.base_cots()).unwrap();
+        let (mut sender, mut receiver) = (FerretSender::new(Block(11), q), FerretReceiver::new(Block(11), t));
+        let step = SilentStep { params, keep: params.base_cots() };
+        let (made, mut bytes) = (step.outputs() as f64, matrix.len());
+
+        let mut group = c.benchmark_group(format!("silent ot, {name}"));
+        group.throughput(Throughput::Elements(step.outputs() as u64));
+        // The ends have to stay in step, so each is timed within both.
+        let (mut steps, mut times) = (0, [0.0; 2]);
+        group.bench_function("both ends, one after the other", |b| {
+            b.iter(|| {
+                let start = std::time::Instant::now();
+                let (message, q) = sender.extend(step, &mut rng).unwrap();
+                let middle = std::time::Instant::now();
+                let t = receiver.extend(step, &message).unwrap();
+                times[0] += (middle - start).as_secs_f64();
+                times[1] += middle.elapsed().as_secs_f64();
+                bytes += message.len();
+                steps += 1;
+                (q, t)
+            });
+        });
+        group.finish();
+        let [send, receive] = times.map(|t| f64::from(steps) * made / t / 1e6);
+        println!("silent ot, {name}: sender {send:.1} M COT/s, receiver {receive:.1} M COT/s");
+        let (step_bytes, base) = (step.message_len() as f64 / made, matrix.len());
+        let amortised = bytes as f64 / (f64::from(steps) * made);
+        println!(
+            "  {step_bytes:.3} B/COT a step; {base} B once; {amortised:.3} B/COT over all {steps} steps of this run"
+        );
+    }
+}
+
+fn pads(c: &mut Criterion) {
+    let mut group = c.benchmark_group("1-of-N OT pads, 4096 instances");
+    let count = 4096;
+    group.throughput(Throughput::Elements(count as u64));
+    for (k, bits) in [(1, 32), (4, 2), (6, 16), (8, 32)] {
+        let shape = PadShape::new(k, bits).unwrap();
+        let (mut sender, mut receiver) = ot_pair();
+        let mut rng = ChaCha20Rng::seed_from_u64(12);
+        let mut pools = || {
+            let (matrix, t) = receiver.extend_random(shape.cots(count).unwrap(), &mut rng).unwrap();
+            (sender.extend_random(&matrix, shape.cots(count).unwrap()).unwrap(), t)
+        };
+        let name = format!("{} entries of {bits} bits", shape.entries());
+        group.bench_function(format!("{name}, sender"), |b| {
+            b.iter_batched(
+                &mut pools,
+                |(mut q, _)| sender_pads(&mut q, Block(13), shape, count).unwrap(),
+                criterion::BatchSize::LargeInput,
+            );
+        });
+        group.bench_function(format!("{name}, receiver"), |b| {
+            b.iter_batched(
+                &mut pools,
+                |(_, mut t)| receiver_pads(&mut t, Block(13), shape, count).unwrap(),
+                criterion::BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
 fn products_of_shares(c: &mut Criterion) {
     let shape = ProductShape::new(256, 16, ShareModulus::pow2(32).unwrap()).unwrap();
     let x: Vec<u64> = (0..256u64).map(|i| i.wrapping_mul(0x9e37_79b9) & 0xffff_ffff).collect();
@@ -112,6 +183,6 @@ fn products_of_shares(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(20);
-    targets = aes, half_gates, oblivious_transfer, products_of_shares
+    targets = aes, half_gates, oblivious_transfer, silent_transfer, pads, products_of_shares
 }
 criterion_main!(benches);

@@ -8,7 +8,7 @@
 
 use rand_core::CryptoRng;
 use rayon::prelude::*;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::ggm::Forest;
 use super::lpn::LocalCode;
