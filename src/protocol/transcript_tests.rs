@@ -101,6 +101,11 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
     Run { log, client, labels, products, server: export, online: server.inner }
 }
 
+/// Parties whose OTs are silent.
+fn silent() -> Parties {
+    Parties::with(8, Settings { ot: OtMethod::Silent, ..Settings::EXACT })
+}
+
 fn inputs(parties: &Parties, text: &str) -> Inputs {
     let text = parties.model.client().encode(text, None, 8).unwrap();
     parties.model.client().inputs(&text).unwrap()
@@ -229,9 +234,8 @@ fn secrets(parties: &Parties, run: &Run, inputs: &Inputs) -> Needles {
 
 #[test]
 fn no_secret_of_either_party_is_in_any_message() {
-    let parties = Parties::new(8);
-    let inputs = inputs(&parties, "a charming and moving film");
-    for interleaved in [false, true] {
+    for (parties, interleaved) in [(Parties::new(8), false), (Parties::new(8), true), (silent(), false)] {
+        let inputs = inputs(&parties, "a charming and moving film");
         let run = run(&parties, inputs.clone(), interleaved);
         let needles = secrets(&parties, &run, &inputs);
         assert!(needles.pieces.len() > 3_000 && run.log.len() > 100);
@@ -263,8 +267,12 @@ fn the_search_finds_what_does_travel() {
 
 #[test]
 fn the_evaluator_never_holds_two_labels_of_one_wire() {
-    let parties = Parties::new(8);
-    let run = run(&parties, inputs(&parties, "two labels"), false);
+    for parties in [Parties::new(8), silent()] {
+        one_label_a_wire(&run(&parties, inputs(&parties, "two labels"), false));
+    }
+}
+
+fn one_label_a_wire(run: &Run) {
     let mut held: HashSet<u128> = run.labels.iter().flat_map(|(_, labels)| labels.iter().map(|l| l.0)).collect();
     let own = held.len();
     for sent in &run.log {
@@ -280,12 +288,11 @@ fn the_evaluator_never_holds_two_labels_of_one_wire() {
 /// text, and operands that two products share are opened under different masks.
 #[test]
 fn masks_labels_and_correlations_are_fresh() {
-    let parties = Parties::new(8);
-    let inputs = inputs(&parties, "the same text");
+    let (iknp, silent) = (Parties::new(8), silent());
     let mut seen: HashMap<u128, usize> = HashMap::new();
     let mut messages = 0;
-    for _ in 0..2 {
-        let run = run(&parties, inputs.clone(), false);
+    for parties in [&iknp, &iknp, &silent, &silent] {
+        let run = run(parties, inputs(parties, "the same text"), false);
         for sent in run.log.iter().filter(|s| !matches!(s.message, Message::Keys { .. } | Message::Open { .. })) {
             let fields: Vec<&[u8]> = match &sent.message {
                 Message::HeUpload { matrices: parts, .. } | Message::HeResponse { responses: parts, .. } => {
@@ -372,6 +379,13 @@ fn what_is_secret_is_wiped_and_has_no_form_to_print_or_send() {
         crate::mpc::ot::BaseSender,
         crate::mpc::ot::CotSender,
         crate::mpc::ot::CotReceiver,
+        crate::mpc::ot::CotSenderPool,
+        crate::mpc::ot::CotReceiverPool,
+        crate::mpc::ot::ReceiverCots,
+        crate::mpc::ot::FerretSender,
+        crate::mpc::ot::FerretReceiver,
+        crate::mpc::ot::SenderPads,
+        crate::mpc::ot::ReceiverPads,
         crate::mpc::garble::half_gates::LabelSeed,
     );
 }

@@ -34,13 +34,16 @@ pub(super) struct Filled {
     pub shared: Option<CotPools>,
 }
 
+/// Iterations of silent OT in one step: 2 MiB. They depend on nothing that the receiver says, so a step of many saves round
+/// trips.
+const STEP_ITERATIONS: usize = 16;
+
 /// A step of one direction.
-#[derive(Clone, Copy)]
 enum Step {
     /// The receiver sends an extension matrix for so many COTs.
     Extension(usize),
-    /// The sender sends a message of silent OT.
-    Silent(SilentStep),
+    /// The sender sends messages of silent OT.
+    Silent(Vec<SilentStep>),
 }
 
 /// The steps of one direction for `wanted` COTs.
@@ -51,7 +54,8 @@ fn steps(method: OtMethod, wanted: usize) -> Vec<Step> {
         OtMethod::Iknp => extension(wanted).collect(),
         OtMethod::Silent => {
             let plan = SilentPlan::new(wanted);
-            extension(plan.base_cots()).chain(plan.steps().iter().copied().map(Step::Silent)).collect()
+            let silent = plan.steps().chunks(STEP_ITERATIONS).map(|steps| Step::Silent(steps.to_vec()));
+            extension(plan.base_cots()).chain(silent).collect()
         }
     }
 }
@@ -151,8 +155,10 @@ impl Fill {
             Some(&Step::Extension(count)) => self.receives.ask(count, &mut self.rng)?,
             _ => Vec::new(),
         };
-        if let Some(&Step::Silent(step)) = self.sends.steps.get(self.turn) {
-            message.extend_from_slice(&self.sends.say(step, &mut self.rng)?);
+        if let Some(Step::Silent(steps)) = self.sends.steps.get(self.turn) {
+            for step in steps.clone() {
+                message.extend_from_slice(&self.sends.say(step, &mut self.rng)?);
+            }
         }
         Ok(message)
     }
@@ -164,7 +170,7 @@ impl Fill {
             _ => 0,
         };
         let said = match self.receives.steps.get(self.turn) {
-            Some(Step::Silent(step)) => step.message_len(),
+            Some(Step::Silent(steps)) => steps.iter().map(SilentStep::message_len).sum(),
             _ => 0,
         };
         if asked.checked_add(said) != Some(message.len()) {
@@ -176,8 +182,13 @@ impl Fill {
         if let Some(&Step::Extension(count)) = self.sends.steps.get(self.turn) {
             self.sends.answer(asked, count)?;
         }
-        if let Some(&Step::Silent(step)) = self.receives.steps.get(self.turn) {
-            self.receives.hear(step, said)?;
+        if let Some(Step::Silent(steps)) = self.receives.steps.get(self.turn) {
+            let mut said = said;
+            for step in steps.clone() {
+                let (message, rest) = said.split_at(step.message_len());
+                self.receives.hear(step, message)?;
+                said = rest;
+            }
         }
         self.turn += 1;
         Ok(())
