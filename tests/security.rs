@@ -18,7 +18,7 @@ use heliostat::{
         record::{Entry, Outline, record},
         session::{ClientConnection, ClientSession, Recorder, ServerContext, Tables, serve_connection},
     },
-    protocol::{Methods, OtMethod, Settings},
+    protocol::{Layout, Methods, OtMethod, Settings},
 };
 
 /// Lanes of a connection.
@@ -87,7 +87,7 @@ fn transcripts_of_different_texts_have_one_shape() {
     let (model, context) = setting();
     let spool = || Tables::Spool(std::env::temp_dir());
     let silent = Settings { ot: OtMethod::Silent, ..Settings::EXACT };
-    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent };
+    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced };
     let cases = [
         (Settings::EXACT, spool()),
         (Settings::EXACT, Tables::Interleaved),

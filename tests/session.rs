@@ -14,7 +14,7 @@ use heliostat::{
             serve_connection,
         },
     },
-    protocol::{Methods, OtMethod, Settings},
+    protocol::{Layout, Methods, OtMethod, Settings},
 };
 
 fn model() -> Model {
@@ -89,7 +89,7 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
 #[test]
 fn kept_correlations_serve_another_connection_once() {
     kept(Settings::EXACT);
-    kept(Settings { methods: Methods::SHARED, ot: OtMethod::Silent });
+    kept(Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced });
 }
 
 fn kept(settings: Settings) {

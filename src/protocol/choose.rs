@@ -5,7 +5,10 @@
 
 use std::str::FromStr;
 
-use super::{CotDemand, LayerKind, Method, Methods, OtMethod, OtPlan, Plan, Result, Settings};
+use super::{
+    CotDemand, LayerKind, Layout, Method, Methods, OtMethod, OtPlan, Plan, Result, Settings,
+    he_plan::{he_counts, he_items},
+};
 use crate::{he::ParameterSet, model::Graph};
 
 /// What a user asks of the non-linear layers.
@@ -63,6 +66,8 @@ pub struct Circumstances {
     pub round_trip: f64,
     /// For a block of AES on one thread; all work of these layers scales with it.
     pub aes_block: f64,
+    /// For the transform of one limb on the server's device, in batches: all homomorphic work scales with it.
+    pub ntt: f64,
     /// Threads of each party.
     pub threads: usize,
 }
@@ -93,6 +98,9 @@ const SILENT_COT: f64 = 60.0;
 /// A byte that a layer on shares sends: it is hashed at both ends.
 const SHARED_BYTE: f64 = 1.5;
 
+/// A product of one limb, in transforms.
+const PRODUCT: f64 = 0.5;
+
 /// The price of one way in seconds.
 struct Price {
     seconds: f64,
@@ -110,7 +118,8 @@ pub fn decide(
     ot: OtChoice,
     circumstances: &Circumstances,
 ) -> Result<Decision> {
-    let plan = |methods| Plan::new(graph.clone(), params, Settings { methods, ot: OtMethod::Iknp });
+    let layout = layout(graph, params, nonlinear, circumstances)?;
+    let plan = |methods| Plan::new(graph.clone(), params, Settings { methods, ot: OtMethod::Iknp, layout });
     let ots: &[OtMethod] = match ot {
         OtChoice::Fixed(OtMethod::Iknp) => &[OtMethod::Iknp],
         OtChoice::Fixed(OtMethod::Silent) => &[OtMethod::Silent],
@@ -152,11 +161,29 @@ pub fn decide(
             if ots.len() > 1 {
                 reasons.push(format!("OTs: {}", method.name()));
             }
-            best = Some((total, Settings { methods, ot: method }, reasons));
+            best = Some((total, Settings { methods, ot: method, layout }, reasons));
         }
     }
     let (_, settings, reasons) = best.unwrap_or((0.0, Settings::EXACT, Vec::new()));
     Ok(Decision { settings, reasons })
+}
+
+/// The layout of the least time, where homomorphic work and the line are used one after the other. Who wants layers on
+/// shares wants few bytes.
+fn layout(graph: &Graph, params: &ParameterSet, nonlinear: Nonlinear, c: &Circumstances) -> Result<Layout> {
+    if c.byte == 0.0 {
+        return Ok(if nonlinear == Nonlinear::Shared { Layout::Balanced } else { Layout::Work });
+    }
+    let mut best = None;
+    for layout in Layout::ALL {
+        let counts = he_counts(&he_items(graph, params, layout)?, params);
+        let work = counts.server_ntts as f64 + PRODUCT * counts.products as f64 * params.limbs() as f64;
+        let seconds = work * c.ntt + (counts.bytes_up + counts.bytes_down) as f64 * c.byte;
+        if best.is_none_or(|(least, _)| seconds < least) {
+            best = Some((seconds, layout));
+        }
+    }
+    Ok(best.map_or(Layout::Work, |(_, layout)| layout))
 }
 
 fn seconds_text(seconds: f64) -> String {

@@ -10,13 +10,13 @@
 //! | `L R` per head | `A Rc` | `Rc_h^T` | `A_h^T` | transposed |
 //! | | `Lc B` | `Lc_h` | `B_h` | as it is |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::{ProtocolError, Result};
+use super::{Layout, ProtocolError, Result};
 use crate::{
     he::ParameterSet,
     model::{EdgeId, Graph, NodeId, Op, WEIGHT_LIMIT},
-    packing::{CoefficientPacking, CostWeights, MatmulSpec, OperandBound},
+    packing::{CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing},
 };
 
 /// How a matrix is cut out of an edge.
@@ -185,7 +185,8 @@ pub enum HeItem {
 }
 
 /// The HE lane's work, in execution order.
-pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeItem)>> {
+pub fn he_items(graph: &Graph, params: &ParameterSet, layout: Layout) -> Result<Vec<(NodeId, HeItem)>> {
+    let weights = weights(layout);
     let mut blocks: HashMap<usize, usize> = HashMap::new();
     let mut items = Vec::new();
     for (id, node) in graph.iter() {
@@ -195,7 +196,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeI
                 let block = match blocks.get(&rows) {
                     Some(&block) => block,
                     None => {
-                        let block = linear_block(graph, params, rows)?;
+                        let block = linear_block(graph, params, rows, &weights)?;
                         blocks.insert(rows, block);
                         block
                     }
@@ -208,7 +209,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeI
                 let terms = cross_terms(graph, id)
                     .into_iter()
                     .map(|terms| {
-                        let packing = CoefficientPacking::choose(params, &term_spec(graph, id, &terms), &weights())?;
+                        let packing = CoefficientPacking::choose(params, &term_spec(graph, id, &terms), &weights)?;
                         Ok((terms, packing))
                     })
                     .collect::<Result<_>>()?;
@@ -223,8 +224,47 @@ pub fn he_items(graph: &Graph, params: &ParameterSet) -> Result<Vec<(NodeId, HeI
 /// Widest block that the client makes switching keys for.
 pub const KEY_BLOCK: usize = 64;
 
-fn weights() -> CostWeights {
-    CostWeights { max_block: KEY_BLOCK, ..CostWeights::default() }
+/// What layouts are compared by.
+fn weights(layout: Layout) -> CostWeights {
+    let (upload, download) = match layout {
+        Layout::Work => (20.0, 15.0),
+        Layout::Balanced => (60.0, 40.0),
+        Layout::Bytes => (100.0, 60.0),
+        Layout::Least => (400.0, 200.0),
+    };
+    CostWeights { upload, download, max_block: KEY_BLOCK, ..CostWeights::default() }
+}
+
+/// What all items cost in sum. Inputs that several linear layers share are uploaded once.
+pub(super) fn he_counts(items: &[(NodeId, HeItem)], params: &ParameterSet) -> Counts {
+    let mut sum = Counts::default();
+    let mut uploaded = HashSet::new();
+    for (_, item) in items {
+        let packings: Vec<&CoefficientPacking> = match item {
+            HeItem::Linear { packing, .. } => vec![packing],
+            HeItem::Product(terms) => terms.iter().map(|(_, packing)| packing).collect(),
+        };
+        for packing in packings {
+            let c = packing.counts();
+            sum.products += c.products;
+            sum.key_switches += c.key_switches;
+            sum.server_ntts += c.server_ntts;
+            sum.ciphertexts_down += c.ciphertexts_down;
+            sum.bytes_down += c.bytes_down;
+            let HeItem::Linear { inputs, rows, .. } = item else {
+                sum.ciphertexts_up += c.ciphertexts_up;
+                sum.bytes_up += c.bytes_up;
+                continue;
+            };
+            for (edge, layout) in inputs.iter().zip(packing.inputs()) {
+                if uploaded.insert((*edge, *rows, layout.block)) {
+                    sum.ciphertexts_up += layout.ciphertexts() as u64;
+                    sum.bytes_up += layout.byte_len(params).unwrap_or(0) as u64;
+                }
+            }
+        }
+    }
+    sum
 }
 
 fn stride(params: &ParameterSet, rows: usize) -> usize {
@@ -261,7 +301,7 @@ fn term_spec(graph: &Graph, node: NodeId, terms: &[CrossTerm]) -> MatmulSpec {
 }
 
 /// One block width for all linear nodes of as many rows, since they share encrypted inputs: the cheapest in sum.
-fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize) -> Result<usize> {
+fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize, weights: &CostWeights) -> Result<usize> {
     let nodes: Vec<NodeId> = graph
         .iter()
         .filter(|(_, n)| matches!(n.op, Op::Linear { .. }) && graph.edge(n.output).rows == rows)
@@ -274,7 +314,7 @@ fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize) -> Result<usi
     while block > 0 {
         let cost = nodes.iter().try_fold(0.0, |sum, &id| {
             CoefficientPacking::with_block(params, &linear_spec(graph, id), stride, block)
-                .map(|p| sum + p.cost(&weights()))
+                .map(|p| sum + p.cost(weights))
         });
         match cost {
             Ok(cost) if best.is_none_or(|(c, _)| cost < c) => best = Some((cost, block)),

@@ -33,7 +33,7 @@ pub use message::{Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
 pub use plan::{CotDemand, GarbledPlan, OtPlan, Plan, ProductPlan, SharedPlan};
-pub use settings::{LayerKind, Method, Methods, OtMethod, Settings};
+pub use settings::{LayerKind, Layout, Method, Methods, OtMethod, Settings};
 pub use shares::{SecretVec, ShareBoard, row_sums};
 pub use weights::OnlineWeights;
 

@@ -280,7 +280,7 @@ impl Plan {
                 _ => {}
             }
         }
-        let he = he_items(&graph, params)?;
+        let he = he_items(&graph, params, settings.layout)?;
         Ok(Self { graph, settings, he, ot })
     }
 

@@ -149,6 +149,36 @@ impl FromStr for OtMethod {
     }
 }
 
+/// What the layout of encrypted matrices economises. Fewer ciphertexts to the server mean more key switches there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// The server's work.
+    #[default]
+    Work,
+    /// Bytes where they cost little work.
+    Balanced,
+    /// Bytes.
+    Bytes,
+    /// Bytes at any price.
+    Least,
+}
+
+impl Layout {
+    /// All of them, from the least work to the fewest bytes.
+    pub const ALL: [Self; 4] = [Self::Work, Self::Balanced, Self::Bytes, Self::Least];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Work => "least work",
+            Self::Balanced => "balanced",
+            Self::Bytes => "few bytes",
+            Self::Least => "fewest bytes",
+        }
+    }
+}
+
 /// All that the parties agree on for one inference, besides model and bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -156,22 +186,24 @@ pub struct Settings {
     pub methods: Methods,
     /// How OTs are made.
     pub ot: OtMethod,
+    /// How matrices are laid out in ciphertexts.
+    pub layout: Layout,
 }
 
 impl Settings {
-    /// Garbled layers, OTs by extension: the exact mode.
-    pub const EXACT: Self = Self { methods: Methods::GARBLED, ot: OtMethod::Iknp };
+    /// Garbled layers, OTs by extension, least work: the exact mode for a fast link.
+    pub const EXACT: Self = Self { methods: Methods::GARBLED, ot: OtMethod::Iknp, layout: Layout::Work };
 
     /// Wire form.
-    pub fn to_bytes(self) -> [u8; 2] {
-        [self.methods.0, self.ot as u8]
+    pub fn to_bytes(self) -> [u8; 3] {
+        [self.methods.0, self.ot as u8, self.layout as u8]
     }
 
     /// Reads the wire form.
     ///
     /// # Errors
     /// Bits that have no meaning.
-    pub fn from_bytes([methods, ot]: [u8; 2]) -> Result<Self, CodecError> {
+    pub fn from_bytes([methods, ot, layout]: [u8; 3]) -> Result<Self, CodecError> {
         if methods & !Methods::SHARED.0 != 0 {
             return Err(CodecError::Invalid { what: "the methods of non-linear layers" });
         }
@@ -180,7 +212,9 @@ impl Settings {
             1 => OtMethod::Silent,
             _ => return Err(CodecError::Invalid { what: "the OT extension" }),
         };
-        Ok(Self { methods: Methods(methods), ot })
+        let layout = Layout::ALL.get(usize::from(layout)).copied();
+        let layout = layout.ok_or(CodecError::Invalid { what: "the layout of ciphertexts" })?;
+        Ok(Self { methods: Methods(methods), ot, layout })
     }
 }
 
@@ -190,14 +224,15 @@ mod tests {
 
     #[test]
     fn settings_come_back_and_nonsense_is_refused() {
-        for ot in [OtMethod::Iknp, OtMethod::Silent] {
+        for (ot, layout) in [OtMethod::Iknp, OtMethod::Silent].into_iter().flat_map(|ot| Layout::ALL.map(|l| (ot, l))) {
             for bits in 0..1 << LayerKind::ALL.len() {
-                let settings = Settings { methods: Methods(bits), ot };
+                let settings = Settings { methods: Methods(bits), ot, layout };
                 assert_eq!(Settings::from_bytes(settings.to_bytes()).unwrap(), settings);
             }
         }
-        assert!(Settings::from_bytes([32, 0]).is_err());
-        assert!(Settings::from_bytes([0, 2]).is_err());
+        assert!(Settings::from_bytes([32, 0, 0]).is_err());
+        assert!(Settings::from_bytes([0, 2, 0]).is_err());
+        assert!(Settings::from_bytes([0, 0, 4]).is_err());
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn every_edge_equals(settings: Settings) {
 fn layers_on_shares_keep_to_their_error() {
     let methods = Methods::SHARED;
     for ot in [OtMethod::Iknp, OtMethod::Silent] {
-        let parties = Parties::with(8, Settings { methods, ot });
+        let parties = Parties::with(8, Settings { methods, ot, layout: Layout::Bytes });
         let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
         let inputs = parties.model.client().inputs(&text).unwrap();
         let graph = &parties.plan.graph;

@@ -64,6 +64,7 @@ impl Machine {
             byte: link.serialisation(1 << 20).as_secs_f64() / f64::from(1 << 20),
             round_trip: link.round_trip.as_secs_f64(),
             aes_block: self.costs.aes_block,
+            ntt: self.costs.ntt,
             threads: (self.environment.threads / parties).max(1),
         }
     }

@@ -133,6 +133,6 @@ mod tests {
             assert_eq!(Control::decode(message.kind(), &bytes).unwrap(), message);
             (0..bytes.len()).for_each(|cut| assert!(Control::decode(message.kind(), &bytes[..cut]).is_err()));
         }
-        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[3, 0, 0]].concat()).is_err());
+        assert!(Control::decode(0x05, &[[0; 20].as_slice(), &[3, 0, 0, 0]].concat()).is_err());
     }
 }

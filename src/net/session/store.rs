@@ -289,7 +289,7 @@ impl CorrelationStore {
 }
 
 /// Magic, version, party, digest, tokens, settings, session, nonce.
-const HEADER: usize = 8 + 2 + 1 + 32 + 4 + 2 + 16 + 24;
+const HEADER: usize = 8 + 2 + 1 + 32 + 4 + 3 + 16 + 24;
 
 fn write_header(binding: &Binding, client: bool, nonce: &[u8; 24]) -> Vec<u8> {
     let mut w = Writer::new();
