@@ -1,6 +1,6 @@
 //! The Chinese remainder theorem on bases of 30-bit primes: reconstruction, and the fraction `x / q`.
 
-use super::Modulus;
+use super::{Modulus, ShareModulus};
 
 /// A basis of distinct primes `p_0 .. p_(k-1)` with product `q`.
 #[derive(Clone, Debug)]
@@ -67,13 +67,36 @@ impl CrtBasis {
     /// Right unless `2^bits x / q` is within `k 2^(bits - 98)` of a half-integer.
     #[inline]
     pub fn scale_to_power_of_two(&self, bits: u32, residue: impl Fn(usize) -> u32) -> u64 {
+        let rounded = self.fraction_of(residue).wrapping_add(1 << (127 - bits)) >> (128 - bits);
+        rounded as u64
+    }
+
+    /// `round(t x / q) mod t` for the `x` with the given residues, without branches on them.
+    ///
+    /// Right unless `t x / q` is within `k t 2^-98 + 2^-64` of a half-integer.
+    #[inline]
+    pub fn scale(&self, t: ShareModulus, residue: impl Fn(usize) -> u32) -> u64 {
+        match t {
+            ShareModulus::PowerOfTwo(bits) => self.scale_to_power_of_two(bits, residue),
+            ShareModulus::Prime(p) => {
+                let fraction = self.fraction_of(residue);
+                let (high, low) = (fraction >> 64, fraction & u128::from(u64::MAX));
+                let p = u128::from(p.value());
+                let rounded = (high * p + (low * p >> 64) + (1 << 63)) >> 64;
+                t.reduce(rounded as u64)
+            }
+        }
+    }
+
+    /// `x / q` in units of `2^-128`.
+    #[inline]
+    fn fraction_of(&self, residue: impl Fn(usize) -> u32) -> u128 {
         let mut sum = 0u128;
         for (i, &m) in self.moduli.iter().enumerate() {
             let y = m.mul(residue(i), self.cofactor_inverse[i]);
             sum = sum.wrapping_add((y as u128).wrapping_mul(self.fraction[i]));
         }
-        let rounded = sum.wrapping_add(1 << (127 - bits)) >> (128 - bits);
-        rounded as u64
+        sum
     }
 
     /// The `x` in `[0, q)` with the given residues (Garner's mixed radix), for at most [`Self::MAX_LIFT`] primes.
@@ -125,6 +148,12 @@ mod tests {
             let exact = ((x << bits) * 2 + q) / (2 * q);
             let got = b.scale_to_power_of_two(bits, |i| (x % b.moduli()[i].value() as u128) as u32);
             prop_assert_eq!(got as u128, exact % (1 << bits));
+            let t = ShareModulus::slots(bits.clamp(31, 38), 8192).unwrap();
+            for x in [x, 0, 1, q - 1, q / 2] {
+                let m = t.largest() as u128 + 1;
+                let exact = (x * m * 2 + q) / (2 * q) % m;
+                prop_assert_eq!(b.scale(t, |i| (x % b.moduli()[i].value() as u128) as u32) as u128, exact);
+            }
         }
     }
 

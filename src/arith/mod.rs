@@ -6,9 +6,11 @@ pub mod crt;
 #[cfg(feature = "protocol")]
 pub mod fixed;
 mod modulus;
+mod prime_modulus;
 pub mod primes;
 pub mod sample;
 mod share_modulus;
 
 pub use modulus::Modulus;
+pub use prime_modulus::PrimeModulus;
 pub use share_modulus::ShareModulus;

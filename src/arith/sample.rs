@@ -118,8 +118,16 @@ pub fn uniform_residues(rng: &mut impl Rng, p: Modulus, out: &mut [u32]) {
 
 /// Fills `out` with independent uniform elements of the ring of shares.
 pub fn uniform_ring(rng: &mut impl Rng, t: ShareModulus, out: &mut [u64]) {
-    for x in out {
-        *x = t.reduce(rng.next_u64());
+    match t {
+        ShareModulus::PowerOfTwo(_) => out.iter_mut().for_each(|x| *x = t.reduce(rng.next_u64())),
+        ShareModulus::Prime(p) => {
+            let p = u128::from(p.value());
+            for x in out {
+                // The high word of 128 random bits times p misses uniformity by 2^-66 and needs no rejection.
+                let (high, low) = (u128::from(rng.next_u64()), u128::from(rng.next_u64()));
+                *x = ((high * p + (low * p >> 64)) >> 64) as u64;
+            }
+        }
     }
 }
 

@@ -88,6 +88,11 @@ impl HeClient {
                 format!("{} coefficients are not polynomials of {n}", messages.len()),
             ));
         }
+        params.check_ring(t)?;
+        // Every packing gives residues; the comparison tells no more than that one did not.
+        if messages.par_iter().any(|&m| m > t.largest()) {
+            return Err(HeError::shape("encrypt", "a coefficient is not reduced modulo t"));
+        }
         let count = messages.len() / n;
         let first_counter = self.counter.fetch_add(count as u64, Ordering::Relaxed);
         let encoder = Encoder::new(params.data(), t);
@@ -156,7 +161,7 @@ impl HeClient {
         for (pack, positions) in positions.iter().enumerate() {
             for (&at, &high) in positions.iter().zip(c0.by_ref()) {
                 let c0 = plan.restore(high);
-                out.push(basis.scale_to_power_of_two(t.bits(), |limb| {
+                out.push(basis.scale(t, |limb| {
                     let p = basis.moduli()[limb];
                     let c0 = (c0 % p.value() as u128) as u32;
                     p.add(phase[(pack * limbs + limb) * n + at as usize], c0)
@@ -213,9 +218,20 @@ impl SeededCiphertexts {
 
     /// Both halves, `[count][2][limbs][N]`, NTT domain.
     pub fn expand(&self, params: &ParameterSet) -> Result<Vec<u32>> {
+        self.expand_range(params, 0..self.count)
+    }
+
+    /// Both halves of some of the ciphertexts.
+    ///
+    /// # Errors
+    /// If they are not there.
+    pub fn expand_range(&self, params: &ParameterSet, range: std::ops::Range<usize>) -> Result<Vec<u32>> {
+        if range.start > range.end || range.end > self.count {
+            return Err(HeError::shape("expand", format!("ciphertexts {range:?} of {}", self.count)));
+        }
         let poly = params.limbs() * params.n();
-        let mut out = vec![0; self.count * 2 * poly];
-        out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(k, out)| {
+        let mut out = vec![0; range.len() * 2 * poly];
+        out.par_chunks_mut(2 * poly).zip(range).try_for_each(|(out, k)| {
             let (c0, a) = out.split_at_mut(poly);
             c0.copy_from_slice(&self.c0[k * poly..][..poly]);
             uniform_half(params, &self.seed, Domain::Ciphertext, self.first_counter + k as u64, params.limbs(), a)

@@ -42,6 +42,8 @@ const CPU_HELD: usize = 1;
 pub struct HeCounters {
     /// Plaintext-ciphertext products.
     pub products: u64,
+    /// Products of a ciphertext and an integer, those of a matrix of integers.
+    pub scalar_products: u64,
     /// Key switches.
     pub key_switches: u64,
     /// Transforms of one limb of one polynomial, those inside key switches included; key generation is not.
@@ -57,6 +59,7 @@ pub struct HeCounters {
 #[derive(Default)]
 pub(super) struct AtomicCounters {
     pub products: AtomicU64,
+    pub scalar_products: AtomicU64,
     pub key_switches: AtomicU64,
     pub ntts: AtomicU64,
     pub encrypted: AtomicU64,
@@ -164,6 +167,7 @@ impl BfvContext {
         let c = &self.counts;
         HeCounters {
             products: get(&c.products),
+            scalar_products: get(&c.scalar_products),
             key_switches: get(&c.key_switches),
             ntts: get(&c.ntts),
             encrypted: get(&c.encrypted),
@@ -177,13 +181,13 @@ impl BfvContext {
     }
 
     /// [`Backend::ntt_forward`], counted.
-    pub(super) fn ntt_forward(&self, x: &Buffer, shape: Shape) -> Result<Buffer> {
+    pub(crate) fn ntt_forward(&self, x: &Buffer, shape: Shape) -> Result<Buffer> {
         self.count(|c| &c.ntts, shape.polys * shape.limbs);
         Ok(self.backend.ntt_forward(self.ring(), x, shape)?)
     }
 
     /// [`Backend::ntt_inverse`], counted.
-    pub(super) fn ntt_inverse(&self, x: &Buffer, shape: Shape) -> Result<Buffer> {
+    pub(crate) fn ntt_inverse(&self, x: &Buffer, shape: Shape) -> Result<Buffer> {
         self.count(|c| &c.ntts, shape.polys * shape.limbs);
         Ok(self.backend.ntt_inverse(self.ring(), x, shape)?)
     }

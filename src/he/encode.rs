@@ -2,12 +2,13 @@
 
 use crate::arith::{Modulus, ShareModulus, crt::CrtBasis};
 
-/// Encodes integers modulo `t = 2^bits` into residues of `round(q m / t)`.
+/// Encodes integers modulo `t`, a power of two or an odd prime, into residues of `round(q m / t)`.
 ///
 /// With `r = q m mod t` centred, `t` divides `q m - r`, and modulo `p_i` (which divides `q`) the quotient is `-r / t`. Scaling
 /// by `floor(q / t)` instead would turn every wrap of a sum around `t` into noise of the size of `t`.
 pub(super) struct Encoder {
     t: ShareModulus,
+    /// `q mod t`.
     q: u64,
     limbs: Vec<Limb>,
 }
@@ -23,16 +24,18 @@ struct Limb {
 impl Encoder {
     pub(super) fn new(data: &CrtBasis, t: ShareModulus) -> Self {
         let limb = |&p: &Modulus| {
-            let power = |e| p.pow(2, e);
-            Limb { p, factor: p.neg(p.inv(power(t.bits() as u64))), offset: power(63) }
+            // t may be 2^64.
+            let t = p.add(p.reduce(t.largest()), 1);
+            Limb { p, factor: p.neg(p.inv(t)), offset: p.pow(2, 63) }
         };
-        Self { t, q: data.product_mod_2_64(), limbs: data.moduli().iter().map(limb).collect() }
+        let q = data.moduli().iter().fold(t.reduce(1), |acc, p| t.mul(acc, t.reduce(p.value().into())));
+        Self { t, q, limbs: data.moduli().iter().map(limb).collect() }
     }
 
-    /// `q m mod t`, centred: what [`Self::residue`] takes.
+    /// `q m mod t`, centred, of a message below t: what [`Self::residue`] takes.
     #[inline]
     pub(super) fn remainder(&self, m: u64) -> i64 {
-        self.t.to_signed(self.t.reduce(m.wrapping_mul(self.q)))
+        self.t.to_signed(self.t.mul(m, self.q))
     }
 
     /// The encoding modulo limb `limb` of the message with remainder `r`, without branches on it.
@@ -89,6 +92,21 @@ mod tests {
                     let tie = encoder.remainder(m) == i64::MIN >> (64 - bits);
                     let zero = difference == BigInt::from(0);
                     prop_assert!(zero || tie && (difference == BigInt::from(1) || difference == BigInt::from(1 - p.value() as i64)));
+                }
+            }
+        }
+
+        #[test]
+        fn encoding_modulo_a_prime_is_the_rounded_quotient(m: u64, bits in 31u32..=62) {
+            let params = ParameterSet::new(MATMUL_8192).unwrap();
+            let t = ShareModulus::slots(bits, 4096).unwrap();
+            let encoder = Encoder::new(params.data(), t);
+            let modulus = BigInt::from(t.largest()) + 1;
+            let q: BigInt = params.data().moduli().iter().map(|p| BigInt::from(p.value())).product();
+            for m in [t.reduce(m), 0, 1, t.largest(), t.largest() / 2, t.largest() / 2 + 1] {
+                let scaled: BigInt = (&q * m * 2 + &modulus) / (&modulus * 2);
+                for (i, p) in params.data().moduli().iter().enumerate() {
+                    prop_assert_eq!(&scaled % p.value(), BigInt::from(encoder.residue(i, encoder.remainder(m))));
                 }
             }
         }

@@ -28,6 +28,7 @@ pub use params::{
     COLUMN_4096, COLUMN_8192, MATMUL_8192, MATMUL_16384, PARAMETER_SPECS, ParameterSet, ParameterSpec, standard_log_q,
 };
 pub use response::Response;
+pub(crate) use server::Domain;
 pub use server::HeServer;
 
 /// Result of an operation of homomorphic encryption.

@@ -125,12 +125,22 @@ impl ParameterSet {
         self.ring.moduli().get(self.spec.data_limbs).copied()
     }
 
+    /// Whether messages modulo `t` can be scaled to q: t must have an inverse modulo q.
+    pub(super) fn check_ring(&self, t: ShareModulus) -> Result<(), HeError> {
+        let divides = |p: &Modulus| t.largest() == u64::from(p.value()) - 1;
+        if t.is_valid() && !self.data.moduli().iter().any(divides) {
+            return Ok(());
+        }
+        Err(HeError::shape("ring of shares", format!("{t:?} is no ring, or one of the moduli of {}", self.name())))
+    }
+
     /// The width rule: whether a ciphertext with the bound `own` can be re-randomised, flooded and still decrypt in the
     /// ring `t`, and how its response is cut.
     ///
     /// # Errors
     /// [`HeError::Width`], naming the numbers.
     pub fn check(&self, t: ShareModulus, own: &NoiseBound) -> Result<ResponsePlan, HeError> {
+        self.check_ring(t)?;
         ResponsePlan::new(self, t, own)
     }
 }
@@ -182,5 +192,9 @@ mod tests {
         let e = fits(MATMUL_8192, 56, 128.0, uniform(56)).unwrap_err().to_string();
         assert!(e.contains("56 bits") && e.contains("matmul-8192"), "{e}");
         assert!(fits(MATMUL_16384, 64, 128.0, uniform(64)).is_ok());
+        // A plaintext modulus that divides q has no inverse there.
+        let set = ParameterSet::new(MATMUL_8192).unwrap();
+        let t = ShareModulus::prime(set.data().moduli()[1].value().into()).unwrap();
+        assert!(set.check(t, &NoiseBound::fresh()).unwrap_err().to_string().contains("moduli"));
     }
 }

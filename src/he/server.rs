@@ -15,7 +15,7 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, Coeff, ExpandShape, KeySwitchShape, MatmulShape, Ntt, Poly, Rotation, Shape},
+    engine::{Buffer, Coeff, ExpandShape, GemmShape, KeySwitchShape, MatmulShape, Ntt, Poly, Rotation, Shape},
 };
 
 /// What a server needs of one client: its public key and its switching keys, on the device. Clones share them.
@@ -55,13 +55,26 @@ impl HeServer {
     /// the integers `values[k*S ..][..S]` at exponents `0 .. S`. `ct` is `[groups][inputs][2][limbs][N]` and the result
     /// `[groups][outputs][2][limbs][N]`, both in the NTT domain.
     pub fn multiply(&self, ct: &Buffer, values: &[i64], stride: usize, shape: MatmulShape) -> Result<Buffer> {
+        let plain = self.transform(shape.limbs, values, stride)?;
+        self.multiply_transformed(ct, &plain, shape)
+    }
+
+    /// Plaintexts `[count][N]` of integers, transformed modulo the first `limbs` limbs.
+    pub fn transform_plaintexts(&self, limbs: usize, values: &[i64]) -> Result<Buffer> {
+        self.transform(limbs, values, self.ctx.params().n())
+    }
+
+    /// As [`Self::multiply`] with plaintexts `[groups][outputs][inputs]` that [`Self::transform_plaintexts`] has made.
+    pub fn multiply_transformed(&self, ct: &Buffer, plain: &Buffer, shape: MatmulShape) -> Result<Buffer> {
+        self.ctx.count(|c| &c.products, shape.groups * shape.outputs * shape.inputs);
+        Ok(self.ctx.backend().matmul_plain(self.ctx.ring(), ct, plain, shape)?)
+    }
+
+    fn transform(&self, limbs: usize, values: &[i64], stride: usize) -> Result<Buffer> {
         let ctx = &self.ctx;
-        let polys = shape.groups * shape.outputs * shape.inputs;
         let positions: Vec<u32> = (0..stride as u32).collect();
-        let plain = ctx.backend().expand(ctx.ring(), shape.limbs, values, &positions)?;
-        let plain = ctx.ntt_forward(&plain, Shape { polys, limbs: shape.limbs })?;
-        ctx.count(|c| &c.products, polys);
-        Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
+        let plain = ctx.backend().expand(ctx.ring(), limbs, values, &positions)?;
+        ctx.ntt_forward(&plain, Shape { polys: values.len() / stride.max(1), limbs })
     }
 
     /// As [`Self::multiply`] for one group and a tile of a matrix of small integers that is on the device
@@ -75,6 +88,14 @@ impl HeServer {
         ctx.count(|c| &c.ntts, polys * tile.limbs);
         ctx.count(|c| &c.products, polys);
         Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
+    }
+
+    /// `out[o] = sum_i weights[o][i] * x[i]` with integers of magnitude below `2^15`, as [`crate::engine::small_words`] packs
+    /// them: a linear map of ciphertexts `[inputs][2][limbs][N]` (`shape.polys` is 2 for each), in either domain.
+    pub fn combine(&self, x: &Buffer, weights: &Buffer, shape: GemmShape) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        ctx.count(|c| &c.scalar_products, shape.inputs * shape.outputs * shape.polys / 2);
+        Ok(ctx.backend().modular_gemm(ctx.ring(), x, weights, shape)?)
     }
 
     /// Packs `outputs` ciphertexts (a power of two up to `block`) into one, for `packs` packs at once.
@@ -195,9 +216,20 @@ impl HeServer {
 
     /// The second, on the device: blinds, switches down and reads back.
     pub(crate) fn finish(&self, plan: &ResponsePlan, packed: &Buffer, blinding: Blinding) -> Result<Finished> {
+        self.finish_in(Domain::Coefficient, plan, packed, blinding)
+    }
+
+    /// The second step for ciphertexts in either domain: those in the NTT domain go back together with the encryption of zero.
+    pub(crate) fn finish_in(
+        &self,
+        domain: Domain,
+        plan: &ResponsePlan,
+        packed: &Buffer,
+        blinding: Blinding,
+    ) -> Result<Finished> {
         let (ctx, packs) = (&self.ctx, blinding.masks.len() / self.ctx.params().n());
         let shape = Shape { polys: packs * 2, limbs: ctx.params().limbs() };
-        let blinded = self.add_blinding(packed, packs, &blinding)?;
+        let blinded = self.add_blinding(domain, packed, packs, &blinding)?;
         let switched = ctx.backend().mod_switch(ctx.ring(), &blinded, shape, plan.limbs)?;
         let words = ctx.backend().download(&switched)?;
         ctx.count(|c| &c.responded, packs);
@@ -217,19 +249,31 @@ impl HeServer {
     ) -> Result<(Buffer, Zeroizing<Vec<u64>>)> {
         let rngs = (0..packs).map(|_| rng.fork()).collect();
         let blinding = self.sample_blinding(t, flood_deviation, rngs);
-        Ok((self.add_blinding(packed, packs, &blinding)?, blinding.masks))
+        Ok((self.add_blinding(Domain::Coefficient, packed, packs, &blinding)?, blinding.masks))
     }
 
-    fn add_blinding(&self, packed: &Buffer, packs: usize, blinding: &Blinding) -> Result<Buffer> {
+    fn add_blinding(&self, domain: Domain, packed: &Buffer, packs: usize, blinding: &Blinding) -> Result<Buffer> {
         let (ctx, ring, backend) = (&self.ctx, self.ctx.ring(), self.ctx.backend());
         let limbs = ctx.params().limbs();
         let shape = Shape { polys: packs * 2, limbs };
         let u = ctx.ntt_forward(&backend.upload(&blinding.u)?, Shape { polys: packs, limbs })?;
         let one = MatmulShape { groups: 1, inputs: 1, outputs: packs, limbs };
-        let zero = ctx.ntt_inverse(&backend.matmul_plain(ring, &self.public_key, &u, one)?, shape)?;
-        let x = backend.add(ring, packed, &zero, shape)?;
+        let zero = backend.matmul_plain(ring, &self.public_key, &u, one)?;
+        let x = match domain {
+            Domain::Ntt => ctx.ntt_inverse(&backend.add(ring, packed, &zero, shape)?, shape)?,
+            Domain::Coefficient => backend.add(ring, packed, &ctx.ntt_inverse(&zero, shape)?, shape)?,
+        };
         Ok(backend.add(ring, &x, &backend.upload(&blinding.noise)?, shape)?)
     }
+}
+
+/// The domain of ciphertexts that are to be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Domain {
+    /// Power basis.
+    Coefficient,
+    /// Transformed.
+    Ntt,
 }
 
 /// What a batch of packed ciphertexts gets added, and the masks in it. It serves one batch.
@@ -293,7 +337,7 @@ fn sample_blinding(
     sample::rounded_gaussian(rng, flood_deviation, &mut wide);
     wide.iter_mut().zip(small.iter()).for_each(|(x, &e)| *x += e as i128);
     let remainders: Zeroizing<Vec<i64>> =
-        Zeroizing::new(mask.iter().map(|&z| encoder.remainder(z.wrapping_neg())).collect());
+        Zeroizing::new(mask.iter().map(|&z| encoder.remainder(t.sub(0, z))).collect());
     for (limb, (out, &p)) in noise0.chunks_mut(n).zip(moduli).enumerate() {
         let reducer = WideReducer::new(p);
         for ((out, &x), &r) in out.iter_mut().zip(wide.iter()).zip(remainders.iter()) {

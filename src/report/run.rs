@@ -531,6 +531,7 @@ fn fill(entry: &mut InputReport, model: &ClientModel, outputs: &Outputs) {
 
 fn add_counters(sum: &mut HeCounters, after: &HeCounters, before: &HeCounters) {
     sum.products += after.products - before.products;
+    sum.scalar_products += after.scalar_products - before.scalar_products;
     sum.key_switches += after.key_switches - before.key_switches;
     sum.ntts += after.ntts - before.ntts;
     sum.encrypted += after.encrypted - before.encrypted;

@@ -59,6 +59,14 @@ impl ClientMatrix for HeClient {
 }
 
 impl EncryptedMatrix {
+    pub(super) fn new(layout: InputLayout, ciphertexts: SeededCiphertexts) -> Self {
+        Self { layout, ciphertexts }
+    }
+
+    pub(super) fn into_ciphertexts(self) -> SeededCiphertexts {
+        self.ciphertexts
+    }
+
     /// The layout.
     pub fn layout(&self) -> &InputLayout {
         &self.layout

@@ -12,6 +12,7 @@
 //! Source: the general form of the layouts of Cheetah (Huang et al., USENIX Security 2022) and BumbleBee (Lu et al.,
 //! NDSS 2025).
 
+mod general;
 mod layout;
 mod matmul;
 mod operand;

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     arith::ShareModulus,
     he::{HeError, NoiseBound, ParameterSet, Response, ResponsePlan, Result},
-    packing::{Counts, Packing},
+    packing::Counts,
 };
 
 /// Largest absolute value of the plaintext operand, a public number that the noise ledger builds on.
@@ -27,7 +27,10 @@ impl OperandBound {
     pub fn max_abs(self, t: ShareModulus) -> u64 {
         match self {
             Self::Weights { max_abs } => max_abs,
-            Self::Uniform => 1 << (t.bits() - 1),
+            Self::Uniform => match t {
+                ShareModulus::PowerOfTwo(bits) => 1 << (bits - 1),
+                ShareModulus::Prime(p) => p.value() / 2,
+            },
         }
     }
 }
@@ -76,7 +79,7 @@ pub struct CoefficientPacking {
     pub(super) output: OutputLayout,
     pub(super) packs: Vec<Pack>,
     pub(super) response: ResponsePlan,
-    counts: Counts,
+    pub(super) counts: Counts,
 }
 
 impl CoefficientPacking {
@@ -212,6 +215,7 @@ impl CoefficientPacking {
         let bytes_up = self.inputs.iter().try_fold(0, |sum, x| Some(sum + x.byte_len(params)? as u64))?;
         Some(Counts {
             products,
+            scalar_products: 0,
             key_switches,
             // Weights, products back to coefficients, key switches, and per response u forward and two parts back.
             server_ntts: (products + 2 * packed + 3 * down) * limbs + key_switches * (limbs + 1) * (limbs + 2),
@@ -221,15 +225,5 @@ impl CoefficientPacking {
             bytes_up,
             bytes_down: Response::byte_len(params, &self.response, self.packs.len(), self.outputs())? as u64,
         })
-    }
-}
-
-impl Packing for CoefficientPacking {
-    fn name(&self) -> &'static str {
-        "coefficient"
-    }
-
-    fn counts(&self) -> Counts {
-        self.counts
     }
 }
