@@ -1,4 +1,5 @@
-//! Oblivious transfer: base OTs on Ristretto and the IKNP extension to correlated OTs.
+//! Oblivious transfer: base OTs on Ristretto, their extension to correlated OTs by IKNP or silently (Ferret), pools of random
+//! ones, and random 1-of-N OTs from those.
 //!
 //! All of it is for semi-honest parties and without I/O: functions consume and produce byte messages.
 //!
@@ -9,6 +10,15 @@
 //! CotReceiver::set_up
 //! CotReceiver::extend        -- U (16 B/OT) ->  CotSender::extend
 //! t_j                                           q_j = t_j ^ choice_j * delta
+//! ```
+//!
+//! Silent OT begins with [`CotReceiver::extend_random`]; after that nothing but 136 kB pass for every 796,364 OTs:
+//! ```text
+//!                            <-- step (0.17 B/OT)  FerretSender::extend
+//! FerretReceiver::extend
+//! CotReceiverPool: b_j, t_j                        CotSenderPool: q_j = t_j ^ b_j * delta
+//! CotReceiverPool::choose    -- 1 bit/OT -->       CotSenderPool::correct     (for choices of one's own)
+//! receiver_pads: r, pad_r                          sender_pads: pad_0 .. pad_{N-1}    (random 1-of-N OTs)
 //! ```
 
 pub mod base;
