@@ -3,6 +3,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `gilboa` | products of scalars with vectors |
+//! | `product` | the same on random COTs |
 //! | `party` | a party, and the resumable task in which it runs |
 //! | `function` | [`SharedFunction`]: what can be computed, its cost, its simulator |
 //! | `cot` | products of a bit with a ring element, one flight |
@@ -31,6 +32,7 @@ mod lookup;
 mod meter;
 mod party;
 mod power;
+pub mod product;
 mod range;
 mod tanh;
 #[cfg(test)]

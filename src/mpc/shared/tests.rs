@@ -244,12 +244,24 @@ fn known_sign_truncation_takes_under_eight_bytes() {
 
 #[test]
 fn sizes_do_not_depend_on_values() {
-    let f = SharedFunction::truncate(12, ring(32), ring(32)).unwrap();
-    let runs = [0, -1, 1 << 29].map(|v| {
-        let (client, server) = split(&[v; 100], 32, v as u64 & 3);
-        run(&f, (32, 32), &client, &server, 1).1
-    });
-    assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+    let gelu = activation(Activation::Gelu, 22, 10, 6);
+    let exp = ExpTable { in_frac: 18, frac_bits: 5, out_frac: 11 };
+    let power = PowerTable::new(RowPower::Reciprocal, 1.0, 11, 16, 11, 16, 9, 12).unwrap();
+    let tanh = TanhTable { in_frac: 22, out_frac: 10, range_log2: 2, table_bits: 9 };
+    for (f, values) in [
+        (SharedFunction::truncate(12, ring(32), ring(32)), [0, -1, 1 << 29]),
+        (SharedFunction::activation(&gelu, ring(32), ring(32)), [0, -1, 1 << 29]),
+        (SharedFunction::exp(&exp, 10, ring(32), ring(32)), [0, -1, 1 << 29]),
+        (SharedFunction::power(&power, 1.0, 11, 16, ring(32), ring(32)), [1 << 11, 5555, 1 << 16]),
+        (SharedFunction::tanh(&tanh, ring(32), ring(32)), [0, -1, 1 << 29]),
+    ] {
+        let f = f.unwrap();
+        let runs = values.map(|v| {
+            let (client, server) = split(&[v; 100], 32, v as u64 & 3);
+            run(&f, (32, 32), &client, &server, 1).1
+        });
+        assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+    }
 }
 
 #[test]
