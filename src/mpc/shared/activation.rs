@@ -36,8 +36,8 @@ pub(super) struct SharedActivation {
 struct Smooth {
     /// Bits of `x'` below the range's end.
     range: u32,
-    /// `|x'|` times `2^stretch - 1` is the position on the table's circle of `range + stretch` bits, which leaves two cells
-    /// between the range's end and 0: there the slope of `g` jumps.
+    /// `|x'|` times `2^stretch - 1` is the position on the table's circle of `range + stretch` bits, which leaves at least two
+    /// cells between the range's end and 0: there the slope of `g` jumps.
     stretch: u32,
     /// `g` with [`GUARD`] more fraction bits than the output.
     table: Interpolation,
@@ -78,7 +78,10 @@ impl SharedActivation {
         let largest = (0..64u32 << f.range_log2).map(|i| real(f64::from(i) * libm::exp2(f64::from(f.out_frac)) / 64.0));
         let largest = largest.fold(0.0, f64::max);
         let index = f.table_bits.saturating_sub(1).clamp(2, 8).min(range);
-        let stretch = if range + index - 1 <= this.kept() { index - 1 } else { 0 };
+        let stretch = match (index - 1).min(this.kept() - range) {
+            1 => 0,
+            stretch => stretch,
+        };
         let circle = range + stretch;
         let (factor, size) = (f64::from((1u32 << stretch) - u32::from(stretch > 0)), libm::exp2(f64::from(circle)));
         let jump = size - libm::exp2(f64::from(circle - index));

@@ -39,7 +39,7 @@ impl Interpolation {
     const SUB_BITS: u32 = 6;
 
     /// Lines for `f`, which maps positions `[0, 2^circle)` to values in units of the result; these count modulo `2^ring`.
-    /// [`Self::error`] is taken over positions below `used`.
+    /// [`Self::error`] is taken over positions below `used`; none if the caller measures it otherwise.
     pub(super) fn new(
         circle: u32,
         index: u32,
@@ -74,7 +74,7 @@ impl Interpolation {
                 let values: Vec<f64> = (0..points).map(middle).collect();
                 let (a, slope) = fit(&values);
                 lines.push(a as u64 & low_mask(ring) | (slope as u64 & low_mask(ring)) << ring);
-                for j in 0..points {
+                for j in 0..if used > 0 { points } else { 0 } {
                     let line = a as f64 + slope as f64 * j as f64;
                     // The interval that this line and step stand for.
                     let (start, end) = (first + j * step, first + (j + 1) * step + rest - 2);

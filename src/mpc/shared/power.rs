@@ -88,7 +88,7 @@ impl SharedPower {
             let y = if y < first / 2.0 { y + 1.0 } else { y.max(first * 0.9) };
             factor * libm::exp2(f64::from(guard)) * libm::pow(y, -exponent)
         };
-        let table = Interpolation::new(circle, index, low, ring, 1 << circle, value)?;
+        let table = Interpolation::new(circle, index, low, ring, 0, value)?;
         // Where bits are dropped to normalise, the position is off by one.
         let dropped = if width > circle { libm::exp2(1.0 - f64::from(circle)) } else { 0.0 };
         let relative = Self::relative_error(&table, value, circle, first) + dropped;
@@ -110,9 +110,9 @@ impl SharedPower {
     fn relative_error(table: &Interpolation, value: impl Fn(f64) -> f64, circle: u32, first: f64) -> f64 {
         let start = (first * libm::exp2(f64::from(circle))) as u64;
         let mut worst = 0f64;
-        for position in (start..1 << circle).step_by(5) {
+        for position in (start..1 << circle).step_by(11) {
             let real = value(position as f64);
-            for turn in 0..8u64 {
+            for turn in 0..4u64 {
                 let client = position.wrapping_mul(0x9e37 + 2 * turn).wrapping_add(turn * 0x1fff) & low_mask(circle);
                 worst = worst.max((table.simulate(position, client) as f64 - real).abs() / real);
             }
