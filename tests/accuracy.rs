@@ -9,7 +9,11 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use heliostat::report::accuracy::AccuracyReport;
+use heliostat::{
+    arith::ShareModulus,
+    model::{Edge, Evaluator, Exact, Function, Model, NonLinear, Op, Simulator},
+    report::accuracy::AccuracyReport,
+};
 use serde_json::{Value, json};
 
 const BIN: &str = env!("CARGO_BIN_EXE_heliostat");
@@ -154,6 +158,19 @@ fn the_protocol_gives_what_the_oracle_gives() {
 }
 
 #[test]
+fn the_simulator_is_near_the_oracle_and_repeatable() {
+    let oracle = report(&over(&shipped(), "a.tsv", TABLE, &["--json"]));
+    let simulator =
+        |seed: &str| report(&over(&shipped(), "a.tsv", TABLE, &["--json", "--mode", "simulator", "--seed", seed]));
+    let (one, again, other) = (simulator("1"), simulator("1"), simulator("2"));
+    assert_eq!((one.fixed.clone(), one.output_error), (again.fixed, again.output_error));
+    assert_ne!(one.output_error, other.output_error);
+    assert_eq!(one.fixed, oracle.fixed);
+    assert!(one.output_error != oracle.output_error && one.output_error.max < 0.3, "{:?}", one.output_error);
+    assert!(one.overflows.edges.is_empty(), "{:?}", one.overflows);
+}
+
+#[test]
 fn pairs_scores_and_embeddings() {
     let sts = "g\tf\t2012\t0\t5.000\ta good film\ta very good film\n\
         g\tf\t2012\t1\t1.5\ta good film\tdull and boring\n\
@@ -256,4 +273,50 @@ fn a_calibration_keeps_rings_that_later_rows_need() {
     let calibration = out.path().join("out.json");
     let after = over(&shipped(), "a.tsv", table, &["--json", "--calibration", calibration.to_str().unwrap()]);
     assert!(report(&after).overflows.edges.is_empty());
+}
+
+fn edge(bits: u32, cols: usize) -> Edge {
+    Edge { name: "e".into(), rows: 1, cols, ring: ShareModulus::pow2(bits).unwrap(), frac: 4 }
+}
+
+#[test]
+fn truncation_is_within_one_unit_and_repeatable() {
+    for (from, to, shift) in [(32, 24, 8), (32, 40, 8), (48, 33, 20), (64, 20, 30), (20, 20, 0)] {
+        let x: Vec<i64> =
+            (0..4000).map(|i: i64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15_u64 as i64) >> (66 - from)).collect();
+        let (input, output) = (edge(from, x.len()), edge(to, x.len()));
+        let function = Function::Truncate { shift };
+        let node = NonLinear { name: "t", function: &function, input: &input, output: &output };
+        let (y, outside) = Simulator::seeded(5).evaluate(node, &x).unwrap();
+        assert_eq!(outside, 0);
+        let (exact, _) = Exact.evaluate(node, &x).unwrap();
+        let wrap = |x: i128| output.ring.to_signed(output.ring.from_signed(x as i64));
+        let off = |(a, b): (&i128, &i128)| wrap(a - b).abs();
+        let (worst, changed) = y.iter().zip(&exact).map(off).fold((0, 0), |(w, c), d| (w.max(d), c + i64::from(d > 0)));
+        assert_eq!(worst, i64::from(shift > 0), "{from} {to} {shift}");
+        assert!(shift == 0 || (500..3500).contains(&changed), "{changed}");
+        assert_eq!(Simulator::seeded(5).evaluate(node, &x).unwrap().0, y);
+        assert!(shift == 0 || Simulator::seeded(6).evaluate(node, &x).unwrap().0 != y);
+    }
+}
+
+#[test]
+fn values_of_unknown_sign_are_counted() {
+    let (input, output, function) = (edge(20, 4), edge(20, 4), Function::Truncate { shift: 2 });
+    let node = NonLinear { name: "t", function: &function, input: &input, output: &output };
+    let quarter = 1 << 18;
+    let (_, outside) = Simulator::seeded(1).evaluate(node, &[quarter, quarter - 1, -quarter, -quarter - 1]).unwrap();
+    assert_eq!(outside, 2);
+    // Softmax takes rows whose scores differ by less than half of the ring.
+    let graph = Model::load(&shipped()).unwrap().client().graph(8).unwrap();
+    let exp = graph.nodes.iter().find_map(|n| match &n.op {
+        Op::Garbled { function: f @ Function::Exp(_), input } => Some((f, graph.edge(*input), graph.edge(n.output))),
+        _ => None,
+    });
+    let (exp, scores, numerators) = exp.unwrap();
+    let half = 1 << (scores.ring.bits() - 1);
+    let (input, output) =
+        (Edge { rows: 3, cols: 2, ..scores.clone() }, Edge { rows: 3, cols: 2, ..numerators.clone() });
+    let node = NonLinear { name: "e", function: exp, input: &input, output: &output };
+    assert_eq!(Simulator::seeded(1).evaluate(node, &[half - 1, 0, half / 2, -half / 2, -1, 3]).unwrap().1, 2);
 }

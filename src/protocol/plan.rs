@@ -9,14 +9,14 @@ use super::{
 use crate::{
     arith::ShareModulus,
     he::ParameterSet,
-    model::{Edge, Function, Graph, NodeId, Op},
+    model::{Function, Graph, NodeId, Op},
     mpc::{
         block::Block,
         garble::{
             Gadget, GadgetError,
             half_gates::{GROUP, tables_len},
         },
-        shared::{Cost, Party, ProductShape, Role, SharedError, SharedFunction},
+        shared::{Cost, Party, ProductShape, Role, SharedFunction},
     },
 };
 
@@ -377,25 +377,8 @@ fn shared_plan(graph: &Graph, id: NodeId) -> Result<SharedPlan> {
     };
     let (from, to) = (graph.edge(*input), graph.edge(node.output));
     let refused = |source| ProtocolError::OnShares { node: node.name.clone(), source };
-    let function = shared_function(function, from, to).map_err(refused)?;
+    let function = crate::model::shared_function(function, from, to).map_err(refused)?;
     SharedPlan::new(function, from.len())
-}
-
-/// A function of the graph on shares.
-pub(crate) fn shared_function(
-    function: &Function,
-    from: &Edge,
-    to: &Edge,
-) -> std::result::Result<SharedFunction, SharedError> {
-    match function {
-        Function::Truncate { shift } => SharedFunction::truncate(*shift, from.ring, to.ring),
-        Function::Activation(f) => SharedFunction::activation(f, from.ring, to.ring),
-        Function::Exp(f) => SharedFunction::exp(f, from.cols, from.ring, to.ring),
-        Function::Power { table, numerator, in_frac, out_frac } => {
-            SharedFunction::power(table, *numerator, *in_frac, *out_frac, from.ring, to.ring)
-        }
-        Function::Tanh(f) => SharedFunction::tanh(f, from.ring, to.ring),
-    }
 }
 
 fn build(

@@ -43,7 +43,11 @@ pub fn accuracy(args: Accuracy) -> Result<(), Failure> {
             let bar = RowBar::new(evaluation.len(), args.quiet);
             evaluation.oracle(&|| bar.advance())?
         }
-        ModeChoice::Simulator => return Err(Failure::new("the simulator of the shared layers is not there yet")),
+        ModeChoice::Simulator => {
+            use_threads(&args.engine)?;
+            let bar = RowBar::new(evaluation.len(), args.quiet);
+            evaluation.simulator(args.seed, &|| bar.advance())?
+        }
         ModeChoice::Private => private(&args, &model, &evaluation)?,
     };
     if let Some(path) = &args.report {

@@ -351,6 +351,9 @@ pub struct Accuracy {
     /// What computes the fixed-point model
     #[arg(long, value_enum, default_value = "oracle")]
     pub mode: ModeChoice,
+    /// Seed of the simulator's shares
+    #[arg(long, default_value_t = 1)]
+    pub seed: u32,
     /// Only the first rows
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: Option<u32>,

@@ -131,8 +131,12 @@ pub struct OverflowReport {
 pub struct PrivateReport {
     /// Texts whose private output equals the oracle's in every ring value.
     pub equal: usize,
-    /// Texts whose output differs.
+    /// Texts whose output differs, which layers on shares do by a little.
     pub differing: usize,
+    /// Largest difference of an output from the oracle's, where layers are on shares.
+    pub largest_difference: Option<f64>,
+    /// How non-linear layers were evaluated in each bucket.
+    pub nonlinear: BTreeMap<usize, String>,
     /// `cpu`, `gpu` or `dual`.
     pub backend: String,
     /// Connecting, manifest and keys.

@@ -17,7 +17,7 @@ use super::{
     ReportError,
     dataset::{Dataset, Row, TextInput},
 };
-use crate::model::{Encoded, Model, OracleRun, OutputKind, Outputs, Prediction};
+use crate::model::{Encoded, Model, OracleRun, OutputKind, Outputs, Prediction, Simulator};
 
 pub use fields::{AccuracyReport, Agreement, Changed, ErrorStats, Loss, OverflowReport, PrivateReport, Scores};
 pub use print::summary;
@@ -192,6 +192,19 @@ impl<'a> Evaluation<'a> {
     pub fn oracle(&self, progress: &(dyn Fn() + Sync)) -> Result<AccuracyReport, ReportError> {
         let fixed = |_, encoded: &Encoded| Ok(self.model.oracle(encoded)?.into());
         self.run(Mode::Oracle, &fixed, progress)
+    }
+
+    /// Runs the simulator of the shared layers over all rows on all cores; its randomness comes from `seed` and the number of
+    /// the text.
+    ///
+    /// # Errors
+    /// [`ReportError::Model`] for a text that does not belong to the model, or a ring that a shared function does not take.
+    pub fn simulator(&self, seed: u32, progress: &(dyn Fn() + Sync)) -> Result<AccuracyReport, ReportError> {
+        let fixed = |text: usize, encoded: &Encoded| {
+            let mut simulator = Simulator::seeded((u64::from(seed) << 32) + text as u64);
+            Ok(self.model.oracle_with(encoded, &mut simulator)?.into())
+        };
+        self.run(Mode::Simulator, &fixed, progress)
     }
 
     /// Runs `fixed` over all rows on all cores. It gets the number of the text, which is the same in every run.

@@ -75,6 +75,12 @@ fn write_summary(out: &mut String, r: &AccuracyReport) -> fmt::Result {
     if let Some(p) = &r.private {
         let (equal, all) = (p.equal, p.equal + p.differing);
         writeln!(out, "private    {equal} of {all} texts equal the oracle bit for bit ({})", p.backend)?;
+        if let Some(difference) = p.largest_difference {
+            writeln!(out, "           with layers on shares the outputs differ by at most {difference:.6}")?;
+        }
+        for (bucket, methods) in &p.nonlinear {
+            writeln!(out, "           {bucket} tokens: {methods}")?;
+        }
         for (name, phase) in [("set-up ", &p.setup), ("offline", &p.offline), ("online ", &p.online)] {
             writeln!(out, "  {name}  {}", totals(phase))?;
         }

@@ -23,7 +23,7 @@ impl Evaluation<'_> {
         environment: Environment,
         progress: &dyn Fn(),
     ) -> Result<AccuracyReport, ReportError> {
-        let (mut equal, mut differing) = (0, 0);
+        let (mut equal, mut differing, mut largest) = (0, 0, None::<f64>);
         let mut fixed = |input: &TextInput, encoded: &Encoded| {
             let entry = runner.run(input);
             match entry.oracle_equal {
@@ -31,6 +31,7 @@ impl Evaluation<'_> {
                 Some(false) => differing += 1,
                 None => return Err(failed(entry)),
             }
+            largest = entry.oracle_difference.into_iter().chain(largest).reduce(f64::max);
             self.outputs(entry, encoded)
         };
         let mut report = self.run_in_order(Mode::Private, &mut fixed, progress)?;
@@ -38,6 +39,8 @@ impl Evaluation<'_> {
         report.private = Some(PrivateReport {
             equal,
             differing,
+            largest_difference: largest,
+            nonlinear: run.nonlinear.methods,
             backend: run.backend.kind,
             setup: run.setup,
             offline: run.offline,
