@@ -299,7 +299,7 @@ impl SharedExp {
                 let whole = whole & low_mask(width - self.fraction);
                 let factor = self.power(fraction[1], self.server_factor() + 1);
                 let shifted = Self::shift(factor, whole & low_mask(self.near));
-                let product = shifted * self.client_factor(fraction[0]) & low_mask(self.product_ring());
+                let product = (shifted * self.client_factor(fraction[0])) & low_mask(self.product_ring());
                 let rest = product.wrapping_sub(second[i]) & low_mask(self.product_ring());
                 let power = (second[i] >> self.drop()) + (rest >> self.drop()) + 1;
                 if whole >> self.near == 0 { power & low_mask(self.result_ring()) & low_mask(self.output) } else { 0 }

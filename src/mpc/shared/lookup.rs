@@ -25,6 +25,9 @@ const BLOCK: usize = 4096;
 /// Elements of a unit of parallel work; a multiple of 8, so that units start at a byte of the message.
 const UNIT: usize = 64;
 
+/// Writes all entries of an element's table.
+type Fill<'a> = Box<dyn Fn(usize, &mut [u64]) + Send + Sync + 'a>;
+
 /// Lookups of one shape, written once for both parties: the server calls `fill`, the client `choice`.
 pub(super) struct Lookup<'a> {
     /// Bits of an index.
@@ -32,7 +35,7 @@ pub(super) struct Lookup<'a> {
     /// Layout of an entry.
     pub(super) fields: Fields,
     /// Writes the `2^k` entries of an element, for the indices in order.
-    pub(super) fill: Box<dyn Fn(usize, &mut [u64]) + Send + Sync + 'a>,
+    pub(super) fill: Fill<'a>,
     /// The index of an element.
     pub(super) choice: Box<dyn Fn(usize) -> u64 + Send + Sync + 'a>,
 }

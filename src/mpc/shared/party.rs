@@ -149,9 +149,11 @@ pub enum Step<T> {
     Done(T),
 }
 
+type Body<T> = Pin<Box<dyn Future<Output = Result<T, SharedError>> + Send>>;
+
 /// A party's computation, to be resumed step by step.
 pub struct Task<T> {
-    future: Option<Pin<Box<dyn Future<Output = Result<T, SharedError>> + Send>>>,
+    future: Option<Body<T>>,
     mailbox: Mailbox,
     waiting: bool,
     result: Option<T>,
