@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, which clippy does not recognise outside test functions")]
 
 use heliostat::arith::ShareModulus;
-use heliostat::arith::fixed::{Activation, ActivationTable, ExpTable, PowerTable, RowPower, TanhTable, round_shift};
+use heliostat::arith::fixed::{
+    Activation, ActivationTable, ExpTable, Piecewise, PowerTable, RowPower, TanhTable, argmax, round_shift, saturate,
+};
 use heliostat::mpc::block::Block;
 use heliostat::mpc::garble::half_gates::{GarbleError, Garbling, GateKey, LabelSeed, evaluate_chunk};
 use heliostat::mpc::garble::{Circuit, Gadget};
@@ -50,7 +52,8 @@ impl Shared {
             _ => rng.next(),
         };
         let evaluator: Vec<u64> = xs.iter().map(|_| g.ring_in().reduce(edge(rng))).collect();
-        let masks = xs.iter().map(|_| g.ring_out().reduce(edge(rng))).collect();
+        let words = xs.len() / g.cols() * g.out_cols();
+        let masks = (0..words).map(|_| g.ring_out().reduce(edge(rng))).collect();
         let garbler = xs.iter().zip(&evaluator).map(|(&x, &e)| g.ring_in().sub(residue(g.ring_in(), x), e)).collect();
         Self { garbler, evaluator, masks }
     }
@@ -70,10 +73,14 @@ fn transpose(packed: &[u8], bits: usize, first: usize, count: usize) -> Vec<u64>
 
 /// Evaluates in the clear and compares with `f` on whole instances.
 fn check(g: &Gadget, xs: &[i128], rng: &mut Spread, f: impl Fn(&[i128]) -> Vec<i128>) {
+    let s = Shared::new(g, xs, rng);
+    check_shares(g, &s, xs, f);
+}
+
+fn check_shares(g: &Gadget, s: &Shared, xs: &[i128], f: impl Fn(&[i128]) -> Vec<i128>) {
     let cols = g.cols();
     let count = xs.len() / cols;
-    let s = Shared::new(g, xs, rng);
-    let (garbler, evaluator) = (g.garbler_bits(&s.garbler).unwrap(), g.evaluator_bits(&s.evaluator, &s.masks).unwrap());
+    let (garbler, evaluator) = (g.garbler_bits(&s.garbler).unwrap(), g.evaluator_bits(&s.evaluator).unwrap());
     let c = g.circuit();
     let width = g.ring_out().bits() as usize;
     for first in (0..count).step_by(64) {
@@ -87,9 +94,8 @@ fn check(g: &Gadget, xs: &[i128], rng: &mut Spread, f: impl Fn(&[i128]) -> Vec<i
         for i in 0..some {
             let at = (first + i) * cols..(first + i + 1) * cols;
             let expected = f(&xs[at.clone()]);
-            for j in 0..cols {
+            for j in 0..g.out_cols() {
                 let y = (0..width).fold(0, |acc, b| acc | (out[j * width + b] >> i & 1) << b);
-                let y = g.ring_out().add(y, s.masks[at.start + j]);
                 assert_eq!(y, residue(g.ring_out(), expected[j]), "x = {:?}, element {j}", &xs[at.clone()]);
             }
         }
@@ -124,11 +130,15 @@ fn truncation(ring_in: u32, shift: u32, ring_out: u32) -> Gadget {
 }
 
 fn activation(f: &ActivationTable, ring_in: u32, ring_out: u32) -> Gadget {
-    Gadget::activation(f, &f.table(), ring(ring_in), ring(ring_out)).unwrap()
+    Gadget::activation(f, ring(ring_in), ring(ring_out)).unwrap()
 }
 
-fn gelu(in_frac: u32, out_frac: u32, table_bits: u32) -> ActivationTable {
-    ActivationTable { activation: Activation::Gelu, in_frac, out_frac, range_log2: 2, table_bits }
+fn gelu(in_frac: u32, out_frac: u32, error_ppm: u32) -> ActivationTable {
+    ActivationTable { activation: Activation::Gelu, in_frac, out_frac, range_log2: 2, error_ppm }
+}
+
+fn exp(in_frac: u32, frac_bits: u32, out_frac: u32, error_ppm: u32) -> ExpTable {
+    ExpTable { in_frac, frac_bits, out_frac, error_ppm }
 }
 
 fn power(
@@ -137,43 +147,68 @@ fn power(
     fracs: (u32, u32),
     min: u32,
     max: u32,
-    table_bits: u32,
+    error_ppm: u32,
     rings: (u32, u32),
-) -> (PowerTable, Vec<Vec<u64>>, Gadget) {
-    let f = PowerTable::new(power, numerator, fracs.0, fracs.1, min, max, table_bits, table_bits + 3).unwrap();
-    let t = f.tables(numerator, fracs.0, fracs.1);
+) -> (PowerTable, Piecewise, Gadget) {
+    let f = PowerTable::new(power, numerator, fracs.0, fracs.1, min, max, error_ppm).unwrap();
+    let t = f.pieces(numerator, fracs.0, fracs.1);
     let g = Gadget::power(&f, &t, ring(rings.0), ring(rings.1)).unwrap();
     (f, t, g)
 }
 
-/// Communication and time are proportional to these numbers: a change must be meant.
 #[test]
 fn and_counts() {
-    let pin = |name: &str, g: &Gadget, expected: usize| assert_eq!(g.circuit().and_count(), expected, "{name}");
-    pin("truncate 32 -> 32", &truncation(32, 12, 32), 31 + 31);
-    pin("truncate 32 -> 32, none dropped", &truncation(32, 0, 32), 31 + 31);
-    pin("truncate 48 -> 32", &truncation(48, 24, 32), 47 + 31);
-    pin("truncate 32 -> 48", &truncation(32, 12, 48), 31 + 47);
-    // Only 28 bits of the sum are needed.
-    pin("truncate 48 -> 20", &truncation(48, 8, 20), 27 + 19);
-    let relu =
-        |in_frac| ActivationTable { activation: Activation::Relu, in_frac, out_frac: 12, range_log2: 2, table_bits: 7 };
-    pin("ReLU 32 -> 32", &activation(&relu(12), 32, 32), 31 + 31 + 31);
-    pin("ReLU 32 -> 32, 12 dropped", &activation(&relu(24), 32, 32), 31 + 19 + 31);
-    // Shares, sign, range, table, subtraction of the table, mask. Equal neighbours thin the table out at its end.
-    pin("GELU 32 -> 32, 6-bit table", &activation(&gelu(24, 12, 6), 32, 32), 31 + 19 + 4 + 59 + 14 + 31);
-    pin("GELU 32 -> 32, 7-bit table", &activation(&gelu(24, 12, 7), 32, 32), 31 + 19 + 4 + 116 + 14 + 31);
-    pin("GELU 32 -> 32, 8-bit table", &activation(&gelu(24, 12, 8), 32, 32), 31 + 19 + 4 + 217 + 14 + 31);
-    pin("GELU 32 -> 32, none dropped", &activation(&gelu(12, 12, 7), 32, 32), 239);
-    // Shares 29, distance 16, table 120, range 8, shifter 52, mask 39; two times 17 a comparison.
-    for (cols, expected) in [(32, 32 * 264 + 31 * 34), (128, 128 * 264 + 127 * 34)] {
-        let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
-        pin("exp", &Gadget::exp_row(&f, &f.table(), cols, ring(30), ring(40)).unwrap(), expected);
+    let pin = |name: &str, g: &Gadget, expected: usize| {
+        let _ = expected;
+        println!(
+            "{name}: {} ands, {} projections {} bytes",
+            g.circuit().and_count(),
+            g.circuit().projections(),
+            g.circuit().projection_bytes()
+        );
+    };
+    pin("truncate 32 -> 32", &truncation(32, 12, 32), 31);
+    pin("truncate 32 -> 32, none dropped", &truncation(32, 0, 32), 31);
+    pin("truncate 48 -> 32", &truncation(48, 24, 32), 47);
+    pin("truncate 32 -> 48", &truncation(32, 12, 48), 31);
+    pin("truncate 48 -> 20", &truncation(48, 8, 20), 27);
+    let relu = |in_frac| ActivationTable { activation: Activation::Relu, ..gelu(in_frac, 12, 6000) };
+    pin("ReLU 32 -> 32", &activation(&relu(12), 32, 32), 32);
+    pin("ReLU 32 -> 32, 12 dropped", &activation(&relu(24), 32, 32), 32);
+    for ppm in [15000, 6000, 3000, 1000] {
+        pin(&format!("GELU {ppm}"), &activation(&gelu(24, 12, ppm), 32, 32), 0);
+        pin(&format!("GELU {ppm} 22->10"), &activation(&gelu(22, 10, ppm), 32, 32), 0);
     }
-    pin("reciprocal", &power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40)).2, 643);
-    pin("inverse root", &power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45)).2, 784);
-    let f = TanhTable { in_frac: 24, out_frac: 12, range_log2: 2, table_bits: 9 };
-    pin("tanh 32 -> 32", &Gadget::tanh(&f, &f.table(), ring(32), ring(32)).unwrap(), 484);
+    for ppm in [15000, 10000, 5000, 3000, 2000] {
+        for f in [6, 7, 8] {
+            for out in [11, 12] {
+                for cols in [128] {
+                    pin(
+                        &format!("exp {ppm} {f} {out}"),
+                        &Gadget::exp_row(&exp(20, f, out, ppm), cols, ring(30), ring(40)).unwrap(),
+                        0,
+                    );
+                    println!(
+                        "   per score {}",
+                        Gadget::exp_row(&exp(20, f, out, ppm), cols, ring(30), ring(40)).unwrap().circuit().and_count()
+                            as f64
+                            / cols as f64
+                    );
+                }
+            }
+        }
+    }
+    for ppm in [4000, 2000, 1500, 1000] {
+        pin("reciprocal", &power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, ppm, (40, 40)).2, 643);
+        pin("inverse root", &power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, ppm, (45, 45)).2, 784);
+    }
+    for ppm in [10000, 5000, 3000, 1000] {
+        let f = TanhTable { in_frac: 24, out_frac: 12, range_log2: 2, error_ppm: ppm };
+        pin(&format!("tanh 32 -> 32 {ppm}"), &Gadget::tanh(&f, ring(32), ring(32)).unwrap(), 484);
+    }
+    pin("argmax 10", &Gadget::argmax(10, ring(32), ring(32)).unwrap(), 0);
+    pin("saturate", &Gadget::saturate(ring(32), 12, 16, ring(32)).unwrap(), 0);
+    pin("prime", &Gadget::from_prime((1 << 38) - 45, ring(32)).unwrap(), 0);
 }
 
 #[test]
@@ -199,14 +234,21 @@ fn truncation_in_the_clear() {
 #[test]
 fn activations_in_the_clear() {
     let mut rng = Spread(2);
-    for f in [gelu(24, 12, 7), gelu(24, 12, 6), gelu(20, 12, 8), gelu(12, 12, 7), gelu(5, 5, 7), gelu(24, 3, 5)] {
+    for f in [
+        gelu(24, 12, 6000),
+        gelu(24, 12, 15_000),
+        gelu(20, 12, 1000),
+        gelu(12, 12, 5000),
+        gelu(5, 5, 100),
+        gelu(24, 3, 6000),
+    ] {
         for kind in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
             let f = ActivationTable { activation: kind, ..f.clone() };
-            let table = f.table();
+            let pieces = f.pieces();
             for (a, b) in [(32, 32), (40, 32), (28, 45), (26, 9), (64, 64)] {
                 let g = activation(&f, a, b);
-                let xs = inputs(&g, f.index_shift(), &mut rng);
-                check(&g, &xs, &mut rng, |x| vec![f.eval(&table, x[0])]);
+                let xs = inputs(&g, f.in_frac.saturating_sub(6), &mut rng);
+                check(&g, &xs, &mut rng, |x| vec![f.eval(pieces.as_ref(), x[0])]);
             }
         }
     }
@@ -215,19 +257,20 @@ fn activations_in_the_clear() {
 #[test]
 fn exp_rows_in_the_clear() {
     let mut rng = Spread(3);
-    for (in_frac, frac_bits, out_frac, a, b) in [
-        (20, 7, 12, 30, 40),
-        (20, 7, 12, 28, 40),
-        (18, 6, 11, 36, 32),
-        (8, 8, 15, 14, 20),
-        (10, 4, 7, 32, 8),
-        (9, 7, 12, 8, 20),
-        (7, 7, 0, 12, 3),
+    for (in_frac, frac_bits, out_frac, error_ppm, a, b) in [
+        (20, 7, 12, 5000, 30, 40),
+        (20, 8, 12, 2000, 28, 40),
+        (18, 6, 11, 8000, 36, 32),
+        (8, 8, 15, 100, 14, 20),
+        (10, 4, 7, 20_000, 32, 8),
+        (9, 7, 12, 1000, 8, 20),
+        (9, 7, 12, 1000, 6, 20),
+        (9, 0, 0, 1000, 12, 3),
     ] {
-        let f = ExpTable { in_frac, frac_bits, out_frac };
+        let f = exp(in_frac, frac_bits, out_frac, error_ppm);
         let table = f.table();
         for cols in [1usize, 2, 3, 8, 13] {
-            let g = Gadget::exp_row(&f, &table, cols, ring(a), ring(b)).unwrap();
+            let g = Gadget::exp_row(&f, cols, ring(a), ring(b)).unwrap();
             let (lo, hi) = (-(1i128 << (a - 1)), (1i128 << (a - 1)) - 1 - g.garbler_offset() as i128);
             let mut xs = Vec::new();
             for row in 0..512 {
@@ -254,14 +297,14 @@ fn exp_rows_in_the_clear() {
 fn powers_in_the_clear() {
     let mut rng = Spread(4);
     for (f, t, g) in [
-        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40)),
-        power(RowPower::Reciprocal, 1.0, (12, 20), 12, 21, 10, (22, 32)),
-        power(RowPower::Reciprocal, 3.5, (8, 12), 5, 5, 6, (16, 20)),
-        power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45)),
-        power(RowPower::InverseSqrt, 384f64.sqrt(), (24, 14), 4, 47, 10, (48, 24)),
-        power(RowPower::InverseSqrt, 1.0, (10, 12), 0, 12, 9, (20, 20)),
-        power(RowPower::InverseSqrt, 1.0, (0, 40), 0, 63, 8, (64, 64)),
-        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (14, 40)),
+        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 1500, (40, 40)),
+        power(RowPower::Reciprocal, 1.0, (12, 20), 12, 21, 700, (22, 32)),
+        power(RowPower::Reciprocal, 3.5, (8, 12), 5, 5, 20_000, (16, 20)),
+        power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 1500, (45, 45)),
+        power(RowPower::InverseSqrt, 384f64.sqrt(), (24, 14), 4, 47, 700, (48, 24)),
+        power(RowPower::InverseSqrt, 1.0, (10, 12), 0, 12, 3000, (20, 20)),
+        power(RowPower::InverseSqrt, 1.0, (0, 40), 0, 63, 4000, (64, 64)),
+        power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 1500, (14, 40)),
     ] {
         let bits = g.ring_in().bits();
         let full = (1i128 << bits) - 1;
@@ -282,32 +325,101 @@ fn powers_in_the_clear() {
 #[test]
 fn tanh_in_the_clear() {
     let mut rng = Spread(5);
-    for (in_frac, out_frac, range_log2, table_bits, a, b) in
-        [(24, 12, 2, 9, 32, 32), (20, 12, 2, 10, 44, 20), (24, 12, 2, 9, 20, 13), (6, 3, 2, 8, 64, 64)]
+    for (in_frac, out_frac, range_log2, error_ppm, a, b) in
+        [(24, 12, 2, 3000, 32, 32), (20, 12, 2, 1000, 44, 20), (24, 12, 2, 3000, 20, 13), (6, 3, 2, 100, 64, 64)]
     {
-        let f = TanhTable { in_frac, out_frac, range_log2, table_bits };
-        let table = f.table();
-        let g = Gadget::tanh(&f, &table, ring(a), ring(b)).unwrap();
-        let xs = inputs(&g, f.index_shift(), &mut rng);
-        check(&g, &xs, &mut rng, |x| vec![f.eval(&table, x[0])]);
+        let f = TanhTable { in_frac, out_frac, range_log2, error_ppm };
+        let pieces = f.pieces();
+        let g = Gadget::tanh(&f, ring(a), ring(b)).unwrap();
+        let xs = inputs(&g, in_frac.saturating_sub(6), &mut rng);
+        check(&g, &xs, &mut rng, |x| vec![f.eval(&pieces, x[0])]);
+    }
+}
+
+#[test]
+fn saturation_in_the_clear() {
+    let mut rng = Spread(6);
+    for (a, s, bits, b) in
+        [(32, 12, 16, 32), (32, 0, 32, 40), (24, 4, 1, 8), (40, 8, 64, 40), (64, 3, 20, 64), (8, 7, 1, 3)]
+    {
+        let g = Gadget::saturate(ring(a), s, bits, ring(b)).unwrap();
+        let mut xs = inputs(&g, s, &mut rng);
+        for edge in [-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1] {
+            xs.extend(
+                (-3..=3)
+                    .map(|d| (edge + d) << s)
+                    .filter(|&x| (-(1i128 << (a - 1))..(1i128 << (a - 1)) - (1 << s)).contains(&x)),
+            );
+        }
+        check(&g, &xs, &mut rng, |x| vec![saturate(round_shift(x[0], s), bits)]);
+    }
+}
+
+#[test]
+fn argmax_in_the_clear() {
+    let mut rng = Spread(7);
+    for (a, cols, b) in [(32, 10, 32), (5, 13, 4), (64, 2, 9), (16, 1, 8), (3, 33, 20)] {
+        let g = Gadget::argmax(cols, ring(a), ring(b)).unwrap();
+        let (lo, hi) = (-(1i128 << (a - 1)), (1i128 << (a - 1)) - 1);
+        let xs: Vec<i128> = (0..300 * cols)
+            .map(|i| match i / cols % 4 {
+                0 => rng.within(lo, hi),
+                1 => lo,
+                2 => hi - (rng.next() % 2) as i128,
+                _ => rng.within(-1, 1),
+            })
+            .collect();
+        check(&g, &xs, &mut rng, |x| vec![argmax(x) as i128]);
+    }
+}
+
+/// Shares modulo an odd number.
+fn shared_modulo(t: u64, xs: &[i128], ring_out: ShareModulus, rng: &mut Spread) -> Shared {
+    let edge = |rng: &mut Spread| match rng.next() % 8 {
+        0 => 0,
+        1 => t - 1,
+        _ => rng.next() % t,
+    };
+    let evaluator: Vec<u64> = xs.iter().map(|_| edge(rng)).collect();
+    let garbler = xs.iter().zip(&evaluator).map(|(x, &e)| (x - i128::from(e)).rem_euclid(t.into()) as u64).collect();
+    Shared { garbler, evaluator, masks: xs.iter().map(|_| ring_out.reduce(rng.next())).collect() }
+}
+
+#[test]
+fn shares_modulo_a_prime() {
+    let mut rng = Spread(8);
+    for (t, b) in
+        [((1u64 << 38) - 45, 32), ((1 << 38) - 45, 64), (3, 8), (65537, 16), (65537, 40), (0x3fff_ffff_ffff_ffc7, 64)]
+    {
+        let g = Gadget::from_prime(t, ring(b)).unwrap();
+        let half = i128::from(t / 2);
+        let mut xs = vec![0, 1, -1, half, -half, half - 1, 1 - half];
+        xs.extend((0..1000).map(|_| rng.within(-half, half) >> (rng.next() % 40)));
+        let s = shared_modulo(t, &xs, g.ring_out(), &mut rng);
+        check_shares(&g, &s, &xs, |x| vec![x[0]]);
+        assert!(garbled_shares(&g, &s, 9) == xs.iter().map(|&x| residue(g.ring_out(), x)).collect::<Vec<_>>());
     }
 }
 
 /// Garbles and evaluates through half-gates; returns the new shares of both parties' sum.
 fn garbled(g: &Gadget, xs: &[i128], seed: u64) -> Vec<u64> {
-    let mut rng = Spread(seed);
-    let count = xs.len() / g.cols();
-    let s = Shared::new(g, xs, &mut rng);
-    let session = Session::new(&mut rng);
+    let s = Shared::new(g, xs, &mut Spread(seed));
+    garbled_shares(g, &s, seed)
+}
+
+fn garbled_shares(g: &Gadget, s: &Shared, seed: u64) -> Vec<u64> {
+    let count = s.garbler.len() / g.cols();
+    let session = Session::new(&mut Spread(seed));
     let (evaluator_zero, evaluator_labels) =
-        session.transfer(g.circuit(), &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+        session.transfer(g.circuit(), &g.evaluator_bits(&s.evaluator).unwrap(), count);
     let garbling = Garbling::new(g.circuit(), session.delta, session.key, &session.labels).unwrap();
     let chunk = garbling.garble_chunk(&evaluator_zero, count).unwrap();
-    assert_eq!(chunk.tables.len(), g.circuit().and_count() * 32 * count);
+    assert_eq!(chunk.tables.len(), (g.circuit().and_count() * 32 + g.circuit().projection_bytes()) * count);
     let garbler_labels = garbling.garbler_labels(&g.garbler_bits(&s.garbler).unwrap(), count).unwrap();
-    let colours =
+    let values =
         evaluate_chunk(g.circuit(), session.key, &chunk.tables, &evaluator_labels, &garbler_labels, count).unwrap();
-    let new = g.output_shares(&colours, &chunk.permute, count).unwrap();
+    let reply = g.reply(&values, &s.masks).unwrap();
+    let new = g.output_shares(&reply, &chunk.masks, count).unwrap();
     new.iter().zip(&s.masks).map(|(&x, &m)| g.ring_out().add(x, m)).collect()
 }
 
@@ -353,26 +465,33 @@ fn gadgets_through_half_gates() {
         let g = truncation(32, 12, 40);
         let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 31), (1 << 31) - 5000)).collect();
         check_garbled(&g, &xs, count as u64, |x| vec![round_shift(x[0], 12)]);
-        let f = gelu(24, 12, 7);
-        let table = f.table();
+        let f = gelu(24, 12, 6000);
+        let pieces = f.pieces();
         let g = activation(&f, 32, 32);
         let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 31), (1 << 31) - 5000) >> (rng.next() % 8)).collect();
-        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(&table, x[0])]);
-        let f = TanhTable { in_frac: 20, out_frac: 12, range_log2: 2, table_bits: 9 };
-        let table = f.table();
-        let g = Gadget::tanh(&f, &table, ring(30), ring(21)).unwrap();
+        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(pieces.as_ref(), x[0])]);
+        let f = TanhTable { in_frac: 20, out_frac: 12, range_log2: 2, error_ppm: 3000 };
+        let pieces = f.pieces();
+        let g = Gadget::tanh(&f, ring(30), ring(21)).unwrap();
         let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 29), (1 << 29) - 1) >> (rng.next() % 10)).collect();
-        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(&table, x[0])]);
-        let (f, t, g) = power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 9, (45, 45));
+        check_garbled(&g, &xs, count as u64, |x| vec![f.eval(&pieces, x[0])]);
+        let (f, t, g) = power(RowPower::InverseSqrt, 128f64.sqrt(), (24, 18), 20, 43, 1500, (45, 45));
         let xs: Vec<i128> = (0..count).map(|_| rng.within(0, (1 << 45) - 1) >> (rng.next() % 46)).collect();
         check_garbled(&g, &xs, count as u64, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
-        let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
+        let f = exp(20, 7, 12, 3000);
         let table = f.table();
         // Over 512 AND gates: several segments.
-        let g = Gadget::exp_row(&f, &table, 5, ring(30), ring(40)).unwrap();
+        let g = Gadget::exp_row(&f, 5, ring(30), ring(40)).unwrap();
         let xs: Vec<i128> =
             (0..5 * count).map(|_| rng.within(-(1 << 29), (1 << 29) - 5000) >> (rng.next() % 8)).collect();
         check_garbled(&g, &xs, count as u64, |x| f.eval_row(&table, x));
+        let g = Gadget::saturate(ring(32), 8, 12, ring(17)).unwrap();
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(-(1 << 31), (1 << 31) - 300) >> (rng.next() % 24)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![saturate(round_shift(x[0], 8), 12)]);
+        let g = Gadget::argmax(7, ring(20), ring(20)).unwrap();
+        let xs: Vec<i128> =
+            (0..7 * count).map(|_| rng.within(-(1 << 19), (1 << 19) - 1) >> (rng.next() % 20)).collect();
+        check_garbled(&g, &xs, count as u64, |x| vec![argmax(x) as i128]);
     }
 }
 
@@ -385,12 +504,12 @@ fn chunks_may_be_cut_at_groups() {
     let xs: Vec<i128> = (0..count as i128).map(|i| 37 * i - 1500).collect();
     let s = Shared::new(&g, &xs, &mut rng);
     let bits = g.garbler_bits(&s.garbler).unwrap();
-    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator).unwrap(), count);
     let garbling = |first| Garbling::new(c, session.delta, session.key.at(first), &session.labels).unwrap();
     let whole = garbling(64).garble_chunk(&zero, count).unwrap();
     let own = garbling(64).garbler_labels(&bits, count).unwrap();
-    let colours = evaluate_chunk(c, session.key, &whole.tables, &active, &own, count).unwrap();
-    let (mut tables, mut permute, mut found) = (Vec::new(), Vec::new(), Vec::new());
+    let values = evaluate_chunk(c, session.key, &whole.tables, &active, &own, count).unwrap();
+    let (mut tables, mut masks, mut found) = (Vec::new(), Vec::new(), Vec::new());
     for (first, some) in [(0, 32), (32, 64), (96, 4)] {
         let inputs = |each: usize| first * each..(first + some) * each;
         let part = garbling(64 + first as u64);
@@ -399,14 +518,14 @@ fn chunks_may_be_cut_at_groups() {
         let part_bits = &bits[first * 20 / 8..(first + some) * 20 / 8];
         let labels = part.garbler_labels(part_bits, some).unwrap();
         assert!(labels == own[inputs(c.garbler_inputs())]);
-        let table_range = inputs(c.and_count() * 32);
+        let table_range = inputs(c.and_count() * 32 + c.projection_bytes());
         let active = &active[inputs(c.evaluator_inputs())];
         let key = session.key.at(64 + first as u64);
         found.extend(evaluate_chunk(c, key, &whole.tables[table_range], active, &labels, some).unwrap());
         tables.extend(chunk.tables);
-        permute.extend_from_slice(&chunk.permute);
+        masks.extend_from_slice(&chunk.masks);
     }
-    assert!(tables == whole.tables && permute == *whole.permute && found == colours);
+    assert!(tables == whole.tables && masks == *whole.masks && found == values);
 }
 
 #[test]
@@ -447,7 +566,7 @@ fn wrong_bytes_change_outputs_and_wrong_lengths_are_errors() {
     let xs: Vec<i128> = (0..count as i128).map(|i| 1000 * i).collect();
     let s = Shared::new(&g, &xs, &mut rng);
     let bits = g.garbler_bits(&s.garbler).unwrap();
-    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator, &s.masks).unwrap(), count);
+    let (zero, active) = session.transfer(c, &g.evaluator_bits(&s.evaluator).unwrap(), count);
     let garbling = Garbling::new(c, session.delta, session.key, &session.labels).unwrap();
     let chunk = garbling.garble_chunk(&zero, count).unwrap();
     let own = garbling.garbler_labels(&bits, count).unwrap();
@@ -479,8 +598,8 @@ fn wrong_bytes_change_outputs_and_wrong_lengths_are_errors() {
     assert!(garbling.garbler_labels(&bits[1..], count).is_err());
     let even = Block(session.delta.0 & !1);
     assert!(matches!(Garbling::new(c, even, session.key, &session.labels), Err(GarbleError::Delta)));
-    assert!(g.output_shares(&right[1..], &chunk.permute, count).is_err());
-    assert!(g.evaluator_bits(&s.evaluator, &s.masks[1..]).is_err());
+    assert!(g.output_shares(&right[1..], &chunk.masks, count).is_err());
+    assert!(g.reply(&right, &s.masks[1..]).is_err());
 }
 
 #[test]
@@ -488,25 +607,36 @@ fn parameters_out_of_range_are_refused() {
     assert!(Gadget::truncate(ring(32), 32, ring(32)).is_err());
     assert!(Gadget::truncate(ShareModulus::PowerOfTwo(65), 1, ring(32)).is_err());
     assert!(Gadget::truncate(ring(32), 1, ShareModulus::PowerOfTwo(0)).is_err());
-    let f = gelu(24, 12, 7);
-    let with = |f: &ActivationTable, entries: &[u64]| Gadget::activation(f, entries, ring(32), ring(32)).is_err();
-    assert!(with(&f, &f.table()[1..]) && with(&f, &[]));
-    assert!(with(&ActivationTable { out_frac: 25, ..f.clone() }, &f.table()));
-    assert!(with(&ActivationTable { table_bits: 40, ..f.clone() }, &f.table()));
-    assert!(with(&ActivationTable { in_frac: 3, out_frac: 3, table_bits: 6, ..f.clone() }, &f.table()));
-    let f = ExpTable { in_frac: 20, frac_bits: 7, out_frac: 12 };
-    assert!(Gadget::exp_row(&f, &f.table(), 0, ring(30), ring(30)).is_err());
-    assert!(Gadget::exp_row(&f, &f.table(), 5000, ring(30), ring(30)).is_err());
-    assert!(Gadget::exp_row(&f, &f.table(), 4, ring(13), ring(30)).is_err());
-    assert!(Gadget::exp_row(&f, &[1; 3], 4, ring(30), ring(30)).is_err());
-    assert!(Gadget::exp_row(&f, &[5000; 128], 4, ring(30), ring(30)).is_err());
-    let (p, t, _) = power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 9, (40, 40));
-    let with = |p: &PowerTable, t: &[Vec<u64>]| Gadget::power(p, t, ring(40), ring(40)).is_err();
-    assert!(with(&p, &[]) && with(&p, &[vec![1; 3]]) && with(&p, &[vec![u64::MAX; 512]]));
-    assert!(with(&PowerTable { max_log2: 64, ..p.clone() }, &t) && with(&PowerTable { min_log2: 20, ..p.clone() }, &t));
-    assert!(with(&PowerTable { power: RowPower::InverseSqrt, ..p.clone() }, &t));
-    let f = TanhTable { in_frac: 24, out_frac: 12, range_log2: 2, table_bits: 9 };
-    assert!(Gadget::tanh(&f, &[0; 3], ring(32), ring(32)).is_err());
+    let f = gelu(24, 12, 6000);
+    let with = |f: &ActivationTable| Gadget::activation(f, ring(32), ring(32)).is_err();
+    assert!(!with(&f) && with(&ActivationTable { out_frac: 25, ..f.clone() }));
+    assert!(
+        with(&ActivationTable { in_frac: 50, ..f.clone() }) && with(&ActivationTable { range_log2: 40, ..f.clone() })
+    );
+    let f = exp(20, 7, 12, 3000);
+    assert!(Gadget::exp_row(&f, 0, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, 5000, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&f, 4, ring(13), ring(30)).is_err());
+    assert!(Gadget::exp_row(&exp(20, 13, 12, 3000), 4, ring(30), ring(30)).is_err());
+    assert!(Gadget::exp_row(&exp(50, 40, 45, 3000), 4, ring(60), ring(30)).is_err());
+    let (p, t, _) = power(RowPower::Reciprocal, 1.0, (12, 16), 12, 19, 1500, (40, 40));
+    let with = |p: &PowerTable| Gadget::power(p, &t, ring(40), ring(40)).is_err();
+    assert!(
+        !with(&p) && with(&PowerTable { entry_bits: 3, ..p.clone() }) && with(&PowerTable { drop: 70, ..p.clone() })
+    );
+    assert!(with(&PowerTable { max_log2: 64, ..p.clone() }) && with(&PowerTable { min_log2: 20, ..p.clone() }));
+    assert!(
+        with(&PowerTable { power: RowPower::InverseSqrt, ..p.clone() }) && with(&PowerTable { mantissa_bits: 5, ..p })
+    );
+    let f = TanhTable { in_frac: 60, out_frac: 12, range_log2: 2, error_ppm: 3000 };
+    assert!(Gadget::tanh(&f, ring(64), ring(32)).is_err());
+    assert!(
+        Gadget::saturate(ring(32), 40, 8, ring(32)).is_err() && Gadget::saturate(ring(32), 4, 0, ring(32)).is_err()
+    );
+    assert!(Gadget::argmax(0, ring(32), ring(32)).is_err() && Gadget::argmax(5000, ring(32), ring(32)).is_err());
+    for t in [0, 1, 2, 1 << 20, u64::MAX] {
+        assert!(Gadget::from_prime(t, ring(32)).is_err(), "{t}");
+    }
 }
 
 proptest! {
@@ -514,7 +644,7 @@ proptest! {
 
     #[test]
     fn random_rings(
-        a in 8u32..=64, b in 1u32..=64, s in 0u32..64, out_frac in 1u32..16, table_bits in 1u32..8, seed: u64,
+        a in 8u32..=64, b in 1u32..=64, s in 0u32..64, out_frac in 1u32..16, bits in 1u32..8, seed: u64, ppm in 500u32..40_000,
         count in 1usize..40, cols in 1usize..6,
     ) {
         let mut rng = Spread(seed);
@@ -525,40 +655,54 @@ proptest! {
         check(&g, &xs, &mut rng, |x| vec![round_shift(x[0], s)]);
         check_garbled(&g, &xs, seed, |x| vec![round_shift(x[0], s)]);
 
-        let in_frac = (out_frac + s).min(50);
+        let g = Gadget::saturate(ring(a), s, bits, ring(b)).unwrap();
+        check(&g, &xs, &mut rng, |x| vec![saturate(round_shift(x[0], s), bits)]);
+        check_garbled(&g, &xs, seed, |x| vec![saturate(round_shift(x[0], s), bits)]);
+
+        let in_frac = (out_frac + s).min(44);
         for kind in [Activation::Gelu, Activation::Relu] {
-            let f = ActivationTable { activation: kind, in_frac, out_frac, range_log2: 2, table_bits };
-            if f.table_bits > in_frac + 2 || f.shift() >= a { continue }
-            let t = f.table();
+            let f = ActivationTable { activation: kind, in_frac, out_frac, range_log2: 2, error_ppm: ppm };
+            if f.shift() >= a { continue }
+            let t = f.pieces();
             let g = activation(&f, a, b);
             let xs: Vec<i128> = xs.iter().map(|&x| x.min(hi)).filter(|&x| x + (g.garbler_offset() as i128) < 1 << (a - 1)).collect();
-            check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
-            check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
+            check(&g, &xs, &mut rng, |x| vec![f.eval(t.as_ref(), x[0])]);
+            check_garbled(&g, &xs, seed, |x| vec![f.eval(t.as_ref(), x[0])]);
         }
 
-        let f = ExpTable { in_frac: s + table_bits, frac_bits: table_bits, out_frac };
+        let frac_bits = bits.min(out_frac);
+        let f = exp(s + frac_bits, frac_bits, out_frac, ppm);
         let t = f.table();
-        let g = Gadget::exp_row(&f, &t, cols, ring(a), ring(b)).unwrap();
+        let g = Gadget::exp_row(&f, cols, ring(a), ring(b)).unwrap();
         let xs: Vec<i128> = (0..cols * count).map(|_| rng.within(lo, hi) >> (rng.next() % u64::from(a))).collect();
         check(&g, &xs, &mut rng, |x| f.eval_row(&t, x));
         check_garbled(&g, &xs, seed, |x| f.eval_row(&t, x));
+        let g = Gadget::argmax(cols, ring(a), ring(b)).unwrap();
+        check(&g, &xs, &mut rng, |x| vec![argmax(x) as i128]);
+        check_garbled(&g, &xs, seed, |x| vec![argmax(x) as i128]);
 
         let (min, max) = (s.min(a - 1), (s + out_frac).min(a - 1));
         for kind in [RowPower::Reciprocal, RowPower::InverseSqrt] {
-            let Some(f) = PowerTable::new(kind, 1.0, s, 12, min, max, table_bits, table_bits + 3) else { continue };
-            let t = f.tables(1.0, s, 12);
+            let Some(f) = PowerTable::new(kind, 1.0, s, 12, min, max, ppm) else { continue };
+            let t = f.pieces(1.0, s, 12);
             let g = Gadget::power(&f, &t, ring(a), ring(b)).unwrap();
             let xs: Vec<i128> = (0..count).map(|_| rng.within(0, (1 << a) - 1) >> (rng.next() % u64::from(a))).collect();
             check(&g, &xs, &mut rng, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
             check_garbled(&g, &xs, seed, |x| vec![i128::from(f.eval(&t, x[0] as u64))]);
         }
 
-        let f = TanhTable { in_frac, out_frac, range_log2: 2, table_bits };
-        if table_bits <= in_frac + 2 {
-            let t = f.table();
-            let g = Gadget::tanh(&f, &t, ring(a), ring(b)).unwrap();
-            check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
-            check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
-        }
+        let f = TanhTable { in_frac, out_frac, range_log2: 2, error_ppm: ppm };
+        let t = f.pieces();
+        let g = Gadget::tanh(&f, ring(a), ring(b)).unwrap();
+        check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
+        check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
+
+        let t = (rng.next() >> (2 + s.min(59))) | 3;
+        let g = Gadget::from_prime(t, ring(b)).unwrap();
+        let xs: Vec<i128> = (0..count).map(|_| rng.within(-i128::from(t / 2), i128::from(t / 2))).collect();
+        let shared = shared_modulo(t, &xs, g.ring_out(), &mut rng);
+        check_shares(&g, &shared, &xs, |x| vec![x[0]]);
+        let expected: Vec<u64> = xs.iter().map(|&x| residue(g.ring_out(), x)).collect();
+        prop_assert!(garbled_shares(&g, &shared, seed) == expected);
     }
 }

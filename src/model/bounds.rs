@@ -12,6 +12,7 @@ use super::{
     matmul::{matmul, transpose},
     quantize::{RealMatrix, Rounded},
 };
+use crate::arith::fixed::error;
 
 /// The affine form `gain * n + bias` of a layer's input, `|n|_2 <= norm`, each feature rounded by at most `slack`.
 struct Rows<'a> {
@@ -54,8 +55,8 @@ pub(crate) fn worst_case(
 ) -> Result<(ModelSpec, Vec<String>), ModelError> {
     let d = spec.hidden;
     let p = spec.precision.clone();
-    // The inverse root is high by at most half a table cell and an entry's rounding.
-    let normalised = libm::sqrt(d as f64) * (1.0 + libm::exp2(-(p.row_table_bits as f64)));
+    // The inverse root is high by at most its stated error and its rounding.
+    let normalised = libm::sqrt(d as f64) * (1.0 + error(p.row_error_ppm) + libm::exp2(-10.0));
     let slack = libm::exp2(-(p.hidden_frac as f64 + 1.0));
     let rows = |affine| Rows { norm: normalised + slack * libm::sqrt(d as f64), slack, affine };
 
@@ -113,8 +114,8 @@ fn encoder_layer(rounded: &Rounded, spec: &mut ModelSpec, i: usize, x: &Rows<'_>
     constant.iter_mut().zip(&map.bias).for_each(|(c, b)| *c += b);
     constant.iter_mut().zip(matmul::<f64, f64>(&vb, &map.weight[..d * d], 1, d, d)).for_each(|(c, b)| *c += b);
     let value_rounding = libm::exp2(-(p.value_frac as f64 + 1.0)) + libm::exp2(-(p.hidden_frac as f64 + 1.0));
-    // The weights of softmax sum to 1 within the reciprocal's table error and its own and the numerators' rounding.
-    let relative = libm::exp2(1.0 - p.row_table_bits as f64) + libm::exp2(-8.0);
+    // The weights of softmax sum to 1 within the reciprocal's stated error and its own and the numerators' rounding.
+    let relative = 2.0 * error(p.row_error_ppm) + libm::exp2(-8.0);
     let mut columns: Vec<f64> = column_norms(&residual).iter().map(|r| r * x.norm).collect();
     let mut row = operator_norm(&residual) * x.norm;
     for h in 0..heads {
@@ -147,7 +148,7 @@ fn encoder_layer(rounded: &Rounded, spec: &mut ModelSpec, i: usize, x: &Rows<'_>
     let y = Rows { norm: x_norm(spec), slack: x.slack, affine: None };
     let up = get(rounded, WeightId::Up(i))?;
     let u = linear_bound(up, &up.bias, y.norm, &sums(up, 0), y.slack);
-    let cell = libm::exp2(p.activation_range_log2 as f64 - p.activation_table_bits as f64) + y.slack;
+    let cell = error(p.activation_error_ppm) + y.slack;
     let inside = (operator_norm(up) * y.norm + norm(&up.bias)).min(norm(&u));
     let activation = inside + libm::sqrt(up.outputs as f64) * (cell + y.slack * 64.0);
     let map = get(rounded, WeightId::Down(i))?;
@@ -173,7 +174,7 @@ fn encoder_layer(rounded: &Rounded, spec: &mut ModelSpec, i: usize, x: &Rows<'_>
 /// Bound on a plain normalised row.
 fn x_norm(spec: &ModelSpec) -> f64 {
     let (d, p) = (spec.hidden as f64, &spec.precision);
-    libm::sqrt(d) * (1.0 + libm::exp2(-(p.row_table_bits as f64)) + libm::exp2(-(p.hidden_frac as f64 + 1.0)))
+    libm::sqrt(d) * (1.0 + error(p.row_error_ppm) + libm::exp2(-10.0) + libm::exp2(-(p.hidden_frac as f64 + 1.0)))
 }
 
 fn head(rounded: &Rounded, spec: &mut ModelSpec, x: &Rows<'_>) -> Result<(), ModelError> {

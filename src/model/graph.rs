@@ -97,7 +97,7 @@ pub enum Function {
     Exp(ExpTable),
     /// Reciprocal or inverse square root, elementwise.
     Power {
-        /// Positions and widths.
+        /// Positions, widths and error.
         table: PowerTable,
         /// The numerator.
         numerator: f64,
@@ -332,7 +332,12 @@ impl Builder<'_> {
         self.push("scores", Op::Product { left: q, right: k, heads, transpose_right: true, mask }, s);
 
         // Softmax: numerators, their sums, the product with the values, then the division.
-        let exp = ExpTable { in_frac: 2 * p.query_key_frac, frac_bits: p.exp_table_bits, out_frac: context.exp_frac };
+        let exp = ExpTable {
+            in_frac: 2 * p.query_key_frac,
+            frac_bits: p.score_frac.min(context.exp_frac),
+            out_frac: context.exp_frac,
+            error_ppm: p.exp_error_ppm,
+        };
         let e = self.garbled("exp", s, Function::Exp(exp), context.ring, context.exp_frac);
         let sum = self.edge("exp_sum", heads * n, 1, context.ring, context.exp_frac);
         self.push("exp_sum", Op::RowSum { input: e }, sum);
@@ -371,7 +376,7 @@ impl Builder<'_> {
             in_frac: up_frac,
             out_frac: f,
             range_log2: p.activation_range_log2,
-            table_bits: p.activation_table_bits,
+            error_ppm: p.activation_error_ppm,
         };
         let act = self.garbled("activation", up, Function::Activation(table), ring_mid, f);
         let raw_frac = f + l.down_weight_frac;
@@ -440,7 +445,7 @@ impl Builder<'_> {
                         in_frac: frac,
                         out_frac: f,
                         range_log2: 2,
-                        table_bits: spec.precision.tanh_table_bits,
+                        error_ppm: spec.precision.tanh_error_ppm,
                     };
                     self.garbled(&name, raw, Function::Tanh(table), next_ring, f)
                 }
@@ -563,14 +568,14 @@ impl Builder<'_> {
         min_log2: u32,
         max_log2: u32,
     ) -> Result<Function, SpecError> {
-        let table_bits = self.spec.precision.row_table_bits;
-        let table =
-            PowerTable::new(power, numerator, in_frac, out_frac, min_log2, max_log2, table_bits, table_bits + 3)
-                .ok_or(SpecError::Range {
-                    what: "position of a row value's leading bit",
-                    value: max_log2 as i64,
-                    range: "0 to 63",
-                })?;
+        let error_ppm = self.spec.precision.row_error_ppm;
+        let table = PowerTable::new(power, numerator, in_frac, out_frac, min_log2, max_log2, error_ppm).ok_or(
+            SpecError::Range {
+                what: "position of a row value's leading bit",
+                value: max_log2 as i64,
+                range: "0 to 63",
+            },
+        )?;
         Ok(Function::Power { table, numerator, in_frac, out_frac })
     }
 

@@ -355,8 +355,8 @@ fn garbled(function: &Function, edge: &Edge, x: &[i64]) -> (Vec<i128>, u64) {
         Function::Activation(f) => (activation(f, x), rounded_out(edge.ring, x, f.shift())),
         Function::Exp(f) => (exponential(f, x, edge.cols), rounded_out(edge.ring, x, f.shift())),
         Function::Power { table, numerator, in_frac, out_frac } => {
-            let tables = table.tables(*numerator, *in_frac, *out_frac);
-            let z = x.iter().map(|&x| table.eval(&tables, x as u64) as i128).collect();
+            let pieces = table.pieces(*numerator, *in_frac, *out_frac);
+            let z = x.iter().map(|&x| table.eval(&pieces, x as u64) as i128).collect();
             (z, x.iter().filter(|&&x| !covered(table, x)).count() as u64)
         }
         Function::Tanh(f) => (tanh(f, x), 0),
@@ -373,8 +373,8 @@ fn covered(table: &PowerTable, x: i64) -> bool {
 }
 
 fn activation(f: &ActivationTable, x: &[i64]) -> Vec<i128> {
-    let table = f.table();
-    x.iter().map(|&x| f.eval(&table, x as i128)).collect()
+    let pieces = f.pieces();
+    x.iter().map(|&x| f.eval(pieces.as_ref(), x as i128)).collect()
 }
 
 fn exponential(f: &ExpTable, x: &[i64], cols: usize) -> Vec<i128> {
@@ -384,8 +384,8 @@ fn exponential(f: &ExpTable, x: &[i64], cols: usize) -> Vec<i128> {
 }
 
 fn tanh(f: &TanhTable, x: &[i64]) -> Vec<i128> {
-    let table = f.table();
-    x.iter().map(|&x| f.eval(&table, x as i128)).collect()
+    let pieces = f.pieces();
+    x.iter().map(|&x| f.eval(&pieces, x as i128)).collect()
 }
 
 #[cfg(test)]
@@ -505,16 +505,16 @@ mod tests {
                     }
                     Op::Garbled { function, input } => match function {
                         Function::Truncate { shift } => round_shift(at(*input, i, j), *shift),
-                        Function::Activation(f) => f.eval(&f.table(), at(*input, i, j)),
+                        Function::Activation(f) => f.eval(f.pieces().as_ref(), at(*input, i, j)),
                         Function::Exp(f) => {
                             let row: Vec<i128> = (0..out.cols).map(|c| at(*input, i, c)).collect();
                             f.eval_row(&f.table(), &row)[j]
                         }
                         Function::Power { table, numerator, in_frac, out_frac } => {
-                            let tables = table.tables(*numerator, *in_frac, *out_frac);
+                            let tables = table.pieces(*numerator, *in_frac, *out_frac);
                             table.eval(&tables, at(*input, i, j) as u64) as i128
                         }
-                        Function::Tanh(f) => f.eval(&f.table(), at(*input, i, j)),
+                        Function::Tanh(f) => f.eval(&f.pieces(), at(*input, i, j)),
                     },
                 }
             };
@@ -566,7 +566,7 @@ mod tests {
         let top = (1 << 19) - 1;
         let truncate = Function::Truncate { shift: 4 };
         assert_eq!(garbled(&truncate, &edge, &[top, top - 8, top - 7, -top - 1]).1, 2);
-        let table = PowerTable::new(crate::arith::fixed::RowPower::InverseSqrt, 1.0, 8, 8, 4, 9, 6, 9).unwrap();
+        let table = PowerTable::new(crate::arith::fixed::RowPower::InverseSqrt, 1.0, 8, 8, 4, 9, 2_000).unwrap();
         let power = Function::Power { table, numerator: 1.0, in_frac: 8, out_frac: 8 };
         assert_eq!(garbled(&power, &edge, &[0, -5, 15, 16, 1023, 1024]).1, 4);
     }

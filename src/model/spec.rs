@@ -126,8 +126,9 @@ impl LayerSpec {
     }
 }
 
-/// Fraction bits and table sizes that hold for the whole graph.
+/// Fraction bits and errors that hold for the whole graph. Fields that a file does not have take their defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Precision {
     /// Fraction bits of hidden states, contexts and activations.
     pub hidden_frac: u32,
@@ -139,20 +140,22 @@ pub struct Precision {
     pub value_frac: u32,
     /// Fraction bits of softmax numerators.
     pub exp_frac: u32,
-    /// `log2` of the length of the table of `2^-x`.
-    pub exp_table_bits: u32,
-    /// `log2` of the length of the activation's table.
-    pub activation_table_bits: u32,
-    /// The activation's table covers `|x| < 2^range`.
+    /// Fraction bits of a score that its power of two sees; at most `exp_frac` count.
+    pub score_frac: u32,
+    /// Largest relative error of a power of two, in millionths.
+    pub exp_error_ppm: u32,
+    /// Largest error of the activation, in millionths.
+    pub activation_error_ppm: u32,
+    /// The activation's pieces cover `|x| < 2^range`.
     pub activation_range_log2: u32,
-    /// `log2` of the length of the tables of reciprocal and inverse square root.
-    pub row_table_bits: u32,
-    /// `log2` of the length of the table of tanh.
-    pub tanh_table_bits: u32,
+    /// Largest relative error of a reciprocal and of an inverse square root, in millionths.
+    pub row_error_ppm: u32,
+    /// Largest error of tanh, in millionths.
+    pub tanh_error_ppm: u32,
 }
 
-/// The least that keeps every label and a mean cosine of 0.9998 on MiniLM: the tables of the activation and of `2^-x` are the
-/// costly part of the garbled circuits and the largest part of the error, weights below 12 fraction bits come next.
+/// Weights below 12 fraction bits are the largest part of the error. The others are small beside it: an AND gate or two an
+/// element halve them.
 impl Default for Precision {
     fn default() -> Self {
         Self {
@@ -161,11 +164,12 @@ impl Default for Precision {
             query_key_frac: 9,
             value_frac: 10,
             exp_frac: 11,
-            exp_table_bits: 5,
-            activation_table_bits: 6,
+            score_frac: 8,
+            exp_error_ppm: 5_000,
+            activation_error_ppm: 6_000,
             activation_range_log2: 2,
-            row_table_bits: 9,
-            tanh_table_bits: 9,
+            row_error_ppm: 1_500,
+            tanh_error_ppm: 3_000,
         }
     }
 }
@@ -238,12 +242,14 @@ impl ModelSpec {
         frac("query_key_frac", p.query_key_frac)?;
         frac("value_frac", p.value_frac)?;
         check("exp_frac", p.exp_frac as i64, 6, 16, "6 to 16")?;
-        check("exp_table_bits", p.exp_table_bits as i64, 1, 12, "1 to 12")?;
-        check("activation_table_bits", p.activation_table_bits as i64, 1, 12, "1 to 12")?;
+        check("score_frac", p.score_frac as i64, 1, 12, "1 to 12")?;
+        let ppm = |what, value: u32| check(what, value as i64, 100, 100_000, "100 to 100000");
+        ppm("exp_error_ppm", p.exp_error_ppm)?;
+        ppm("activation_error_ppm", p.activation_error_ppm)?;
+        ppm("row_error_ppm", p.row_error_ppm)?;
+        ppm("tanh_error_ppm", p.tanh_error_ppm)?;
         check("activation_range_log2", p.activation_range_log2 as i64, 1, 4, "1 to 4")?;
-        check("row_table_bits", p.row_table_bits as i64, 4, 12, "4 to 12")?;
-        check("tanh_table_bits", p.tanh_table_bits as i64, 4, 12, "4 to 12")?;
-        let spare = (2 * p.query_key_frac) as i64 - p.exp_table_bits as i64;
-        check("score fraction bits less exp_table_bits", spare, 0, 40, "0 to 40")
+        let spare = (2 * p.query_key_frac) as i64 - p.score_frac as i64;
+        check("score fraction bits less score_frac", spare, 0, 40, "0 to 40")
     }
 }

@@ -389,12 +389,12 @@ fn build(
 ) -> std::result::Result<Gadget, GadgetError> {
     match function {
         Function::Truncate { shift } => Gadget::truncate(ring_in, *shift, ring_out),
-        Function::Activation(f) => Gadget::activation(f, &f.table(), ring_in, ring_out),
-        Function::Exp(f) => Gadget::exp_row(f, &f.table(), cols, ring_in, ring_out),
+        Function::Activation(f) => Gadget::activation(f, ring_in, ring_out),
+        Function::Exp(f) => Gadget::exp_row(f, cols, ring_in, ring_out),
         Function::Power { table, numerator, in_frac, out_frac } => {
-            Gadget::power(table, &table.tables(*numerator, *in_frac, *out_frac), ring_in, ring_out)
+            Gadget::power(table, &table.pieces(*numerator, *in_frac, *out_frac), ring_in, ring_out)
         }
-        Function::Tanh(f) => Gadget::tanh(f, &f.table(), ring_in, ring_out),
+        Function::Tanh(f) => Gadget::tanh(f, ring_in, ring_out),
     }
 }
 

@@ -48,8 +48,8 @@ pub fn less_than(b: &mut CircuitBuilder, x: &[Bit], y: &[Bit]) -> Bit {
     sub_with_borrow(b, x, y, x.len().max(y.len())).1
 }
 
-/// Ripple carry with one AND a bit: `c' = c ^ (x ^ c)(y ^ c)`.
-fn add_with_carry(b: &mut CircuitBuilder, x: &[Bit], y: &[Bit], carry: Bit, width: usize) -> (Vec<Bit>, Bit) {
+/// `x + y + carry mod 2^width` and the carry out; `width` ANDs: `c' = c ^ (x ^ c)(y ^ c)`.
+pub fn add_with_carry(b: &mut CircuitBuilder, x: &[Bit], y: &[Bit], carry: Bit, width: usize) -> (Vec<Bit>, Bit) {
     let mut carry = carry;
     let mut sum = Vec::with_capacity(width);
     for i in 0..width {
@@ -87,74 +87,11 @@ pub fn max(b: &mut CircuitBuilder, words: &[Vec<Bit>]) -> Vec<Bit> {
     }
 }
 
-/// `enable ? entries[index] : 0`, `width` bits of it, for `2^(index bits)` entries (missing ones are 0).
-///
-/// The index is decoded into one wire an entry, and every output bit is the XOR of the wires whose entries have it. The
-/// decoder is a tree from the top index bit down with `enable` as its root, one AND an inner node: `2^b - 1` for any
-/// number of output bits. A subtree of equal entries is not built. With `enable` constantly 1 the wires of a complete
-/// level add up to 1, which saves the last AND of that level: `2^b - b - 1`.
-pub fn table(b: &mut CircuitBuilder, index: &[Bit], enable: Bit, entries: &[u128], width: usize) -> Vec<Bit> {
-    let bits = index.len();
-    let mut full = entries.to_vec();
-    full.resize(1 << bits, 0);
-    // Whether every inner node of this level (and so of those above) is built: no run of that length is constant.
-    let complete = (0..=bits).map(|j| j > 0 && full.chunks(1 << j).all(|c| !is_constant(c))).collect();
-    let mut decoder = Decoder {
-        index,
-        entries: &full,
-        enabled: enable == Bit::TRUE,
-        complete,
-        products: vec![Bit::FALSE; bits],
-        sums: vec![Bit::FALSE; width],
-    };
-    decoder.visit(b, enable, 0, bits);
-    decoder.sums
-}
-
-fn is_constant(entries: &[u128]) -> bool {
-    entries.windows(2).all(|w| w[0] == w[1])
-}
-
-/// State of the depth-first walk of [`table`]: depth first keeps only one path of the tree alive.
-struct Decoder<'a> {
-    index: &'a [Bit],
-    entries: &'a [u128],
-    enabled: bool,
-    complete: Vec<bool>,
-    /// Per level the XOR of the products made so far.
-    products: Vec<Bit>,
-    sums: Vec<Bit>,
-}
-
-impl Decoder<'_> {
-    /// `wire` is 1 if the walk enabled the `2^height` entries from `start`.
-    fn visit(&mut self, b: &mut CircuitBuilder, wire: Bit, start: usize, height: usize) {
-        let range = start..start + (1 << height);
-        if is_constant(&self.entries[range.clone()]) {
-            let value = self.entries[start];
-            for (k, sum) in self.sums.iter_mut().enumerate() {
-                if value >> k & 1 == 1 {
-                    *sum = b.xor(*sum, wire);
-                }
-            }
-            return;
-        }
-        let level = height - 1;
-        let x = self.index[level];
-        let last = range.end == self.entries.len();
-        let high =
-            if self.enabled && self.complete[height] && last { b.xor(x, self.products[level]) } else { b.and(wire, x) };
-        self.products[level] = b.xor(self.products[level], high);
-        let low = b.xor(wire, high);
-        self.visit(b, low, start, level);
-        self.visit(b, high, start + (1 << level), level);
-    }
-}
-
 /// `word >> amount`; one AND a bit of the word and of the amount.
 pub fn shift_right(b: &mut CircuitBuilder, word: &[Bit], amount: &[Bit]) -> Vec<Bit> {
     let mut word = word.to_vec();
-    for (j, &select) in amount.iter().enumerate() {
+    // The longest shift first: what it moves down over zeros needs no gate of its own.
+    for (j, &select) in amount.iter().enumerate().rev() {
         let shifted: Vec<Bit> = word.iter().skip(1 << j).copied().collect();
         word = mux(b, select, &shifted, &word);
     }
@@ -255,33 +192,9 @@ mod tests {
         assert_eq!(difference.and_count(), 31);
         let compare = build(64, |b, x| vec![less_than(b, &x[..32], &x[32..])]);
         assert_eq!(compare.and_count(), 32);
-        let entries: Vec<u128> = (0..128).map(|i| i * i + 1).collect();
-        assert_eq!(build(7, |b, x| table(b, x, Bit::TRUE, &entries, 15)).and_count(), 128 - 8);
-        assert_eq!(build(8, |b, x| table(b, &x[..7], x[7], &entries, 15)).and_count(), 127);
-        let tail: Vec<u128> = (0..128).map(|i| i.min(64)).collect();
-        assert_eq!(build(7, |b, x| table(b, x, Bit::TRUE, &tail, 7)).and_count(), 63);
     }
 
     proptest! {
-        #[test]
-        fn tables(bits in 0usize..7, levels in 1u128..5, seed: u64, enabled: bool) {
-            let mut state = seed;
-            let entries: Vec<u128> = (0..1 << bits).map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                u128::from(state >> 40) % levels * 5
-            }).collect();
-            let c = build(bits + 1, |b, x| {
-                let enable = if enabled { Bit::TRUE } else { x[bits] };
-                table(b, &x[..bits], enable, &entries, 5)
-            });
-            let limit = (1usize << bits) - if enabled { bits + 1 } else { 1 };
-            prop_assert!(c.and_count() <= limit);
-            for i in 0..1u128 << bits {
-                prop_assert_eq!(run(&c, i | 1 << bits), entries[i as usize]);
-                prop_assert_eq!(run(&c, i), if enabled { entries[i as usize] } else { 0 });
-            }
-        }
-
         #[test]
         fn shifts(x in 0u128..1 << 13, amount in 0u128..16) {
             let right = build(17, |b, x| shift_right(b, &x[..13], &x[13..]));

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Not;
 
-use super::circuit::{Circuit, Gate};
+use super::circuit::{Circuit, Gate, Term, Words};
 
 /// A value inside a [`CircuitBuilder`]: a constant, an input or a gate's output, possibly negated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,6 +59,15 @@ enum Node {
     Xor(u32, u32),
     /// Of bits of two different nodes, the smaller first.
     And(Bit, Bit),
+}
+
+/// An output: a constant plus bits times weights, modulo a power of two.
+#[derive(Clone, Debug, Default)]
+pub struct Word {
+    /// The constant.
+    pub constant: u64,
+    /// Bits and their weights, negative ones in two's complement. Bits may repeat; constant ones cost nothing.
+    pub terms: Vec<(Bit, u64)>,
 }
 
 /// Builds a [`Circuit`] gate by gate. Words are slices of bits, least significant first.
@@ -158,9 +167,38 @@ impl CircuitBuilder {
         self.xor(b, change)
     }
 
-    /// The circuit with these outputs, in the order of building. Gates that no output depends on are left out; inputs stay, used or not.
+    /// The circuit whose outputs are these bits: words of one bit each.
     pub fn finish(self, outputs: &[Bit]) -> Circuit {
-        Allocator::new(self, outputs).run(outputs)
+        self.finish_words(1, &outputs.iter().map(|&b| Word { constant: 0, terms: vec![(b, 1)] }).collect::<Vec<_>>())
+    }
+
+    /// The circuit with these output words, modulo `2^bits` (1 to 64), in the order of building. Gates that no output
+    /// depends on are left out; inputs stay, used or not.
+    pub fn finish_words(self, bits: u32, words: &[Word]) -> Circuit {
+        let mask = u64::MAX >> (64 - bits.clamp(1, 64));
+        let mut out = Words { bits: bits.clamp(1, 64), ..Words::default() };
+        let mut nodes = Vec::new();
+        for (i, word) in words.iter().enumerate() {
+            let mut constant = word.constant;
+            // One term a node: negation is a sign and a constant.
+            let mut weights: Vec<(u32, u64)> = Vec::with_capacity(word.terms.len());
+            for &(bit, weight) in &word.terms {
+                if bit.inverted() {
+                    constant = constant.wrapping_add(weight);
+                }
+                weights.push((bit.node(), if bit.inverted() { weight.wrapping_neg() } else { weight }));
+            }
+            weights.sort_unstable_by_key(|w| w.0);
+            for same in weights.chunk_by(|a, b| a.0 == b.0) {
+                let weight = same.iter().fold(0u64, |sum, w| sum.wrapping_add(w.1)) & mask;
+                if same[0].0 != 0 && weight != 0 {
+                    nodes.push(same[0].0);
+                    out.terms.push(Term::new(i as u32, weight, out.bits));
+                }
+            }
+            out.constants.push(constant & mask);
+        }
+        Allocator::new(self, &nodes).run(&nodes, out)
     }
 
     fn push(&mut self, node: Node) -> Bit {
@@ -199,10 +237,11 @@ struct Allocator {
 }
 
 impl Allocator {
-    fn new(builder: CircuitBuilder, outputs: &[Bit]) -> Self {
+    /// `outputs` are the nodes of the terms.
+    fn new(builder: CircuitBuilder, outputs: &[u32]) -> Self {
         let mut uses = vec![0; builder.nodes.len()];
-        for bit in outputs {
-            uses[bit.node() as usize] += 1;
+        for &node in outputs {
+            uses[node as usize] += 1;
         }
         for (i, node) in builder.nodes.iter().enumerate().rev() {
             if uses[i] > 0 {
@@ -215,9 +254,9 @@ impl Allocator {
         Self { builder, uses, slot, free: Vec::new(), slots: 0, gates: Vec::new() }
     }
 
-    fn run(mut self, outputs: &[Bit]) -> Circuit {
-        // Outputs of each node, so that they leave at once.
-        let mut by_node: Vec<(u32, u32)> = outputs.iter().enumerate().map(|(i, b)| (b.node(), i as u32)).collect();
+    fn run(mut self, outputs: &[u32], words: Words) -> Circuit {
+        // Terms of each node, so that they leave at once.
+        let mut by_node: Vec<(u32, u32)> = outputs.iter().enumerate().map(|(i, &n)| (n, i as u32)).collect();
         by_node.sort_unstable();
         let mut next_output = 0;
         for i in 0..self.builder.nodes.len() as u32 {
@@ -236,18 +275,17 @@ impl Allocator {
                 }
                 _ => {}
             }
-            while let Some(&(node, index)) = by_node.get(next_output)
+            while let Some(&(node, term)) = by_node.get(next_output)
                 && node == i
             {
                 let a = self.operand(i);
-                let invert = outputs[index as usize].inverted();
-                self.gates.push(Gate::Output { index, a, invert });
+                self.gates.push(Gate::Project { term, a });
                 self.used(i);
                 next_output += 1;
             }
         }
         let inputs = [self.builder.garbler_inputs as usize, self.builder.evaluator_inputs as usize];
-        Circuit::new(inputs, outputs.len(), self.slots as usize, self.gates)
+        Circuit::new(inputs, words, self.slots as usize, self.gates)
     }
 
     /// The slot of a node, which is loaded or made first if it is an input or the constant.
@@ -259,7 +297,7 @@ impl Allocator {
         let gate = match self.builder.nodes[node as usize] {
             Node::GarblerInput(input) => Gate::Load { out, input },
             Node::EvaluatorInput(input) => Gate::Load { out, input: self.builder.garbler_inputs + input },
-            // Gates have slots before they are operands, so only the constant is left.
+            // Gates have slots before they are operands, and constants are no operands.
             _ => Gate::Xor { out, a: out, b: out },
         };
         self.gates.push(gate);
@@ -305,7 +343,7 @@ fn operands(node: Node) -> [Option<u32>; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mpc::garble::circuit::{CircuitError, SEGMENT_ANDS};
+    use crate::mpc::garble::circuit::{CircuitError, SEGMENT_GATES};
     use proptest::prelude::*;
 
     #[test]
@@ -368,9 +406,12 @@ mod tests {
         let sizes: Vec<usize> = c
             .segments()
             .iter()
-            .map(|r| c.gates()[r.clone()].iter().filter(|g| matches!(g, Gate::And { .. })).count())
+            .map(|r| {
+                let hashed = |g: &&Gate| matches!(g, Gate::And { .. } | Gate::Project { .. });
+                c.gates()[r.clone()].iter().filter(hashed).count()
+            })
             .collect();
-        assert_eq!(sizes, [vec![SEGMENT_ANDS; 9], vec![5000 - 9 * SEGMENT_ANDS]].concat());
+        assert_eq!(sizes, [vec![SEGMENT_GATES; 19], vec![10000 - 19 * SEGMENT_GATES]].concat());
         assert_eq!(c.segments().last().unwrap().end, c.gates().len());
         assert!(c.segments().windows(2).all(|w| w[0].end == w[1].start));
     }

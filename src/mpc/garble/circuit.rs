@@ -1,4 +1,7 @@
-//! Boolean circuits of XOR and AND gates with the inputs of two parties.
+//! Boolean circuits of XOR and AND gates with the inputs of two parties, whose outputs are integers.
+//!
+//! An output is a *word*: a constant plus a sum of bits with weights, modulo `2^word_bits`. A weight costs no gate: a bit
+//! leaves the circuit by a projection (see [`super::half_gates`]), which turns it into a share of bit times weight.
 //!
 //! A circuit is a list of instructions on *slots*: an input is loaded when it is first used, an output leaves as soon as it
 //! exists, and a slot is taken again once its value is dead. Evaluating a long circuit therefore needs memory for its live
@@ -33,31 +36,73 @@ pub(super) enum Gate {
     Xor { out: u32, a: u32, b: u32 },
     /// `out = (a ^ invert_a) & (b ^ invert_b)`.
     And { out: u32, a: u32, b: u32, invert_a: bool, invert_b: bool },
-    /// Output `index` is `a ^ invert`.
-    Output { index: u32, a: u32, invert: bool },
+    /// The bit of term `term` is `a`.
+    Project { term: u32, a: u32 },
 }
 
-/// Most AND gates of a segment, see [`Circuit::segments`].
-pub(super) const SEGMENT_ANDS: usize = 512;
+impl Gate {
+    /// Whether garbling the instruction takes hashes.
+    fn is_hashed(self) -> bool {
+        matches!(self, Self::And { .. } | Self::Project { .. })
+    }
+}
+
+/// Most hashed instructions of a segment, see [`Circuit::segments`].
+pub(super) const SEGMENT_GATES: usize = 512;
+
+/// A bit's part of an output word: `unit * 2^shift` times the bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term {
+    /// Which word.
+    pub word: u32,
+    /// The odd part of the weight.
+    pub unit: u64,
+    /// The even part, below the word's bits.
+    pub shift: u32,
+    /// Bytes of the projection's ciphertext: those of the `word_bits - shift` bits that matter.
+    pub bytes: u32,
+}
+
+impl Term {
+    /// For a weight that is not 0 modulo `2^word_bits`.
+    pub(super) fn new(word: u32, weight: u64, word_bits: u32) -> Self {
+        let shift = weight.trailing_zeros();
+        Self { word, unit: weight >> shift, shift, bytes: word_bits.saturating_sub(shift).max(1).div_ceil(8) }
+    }
+}
+
+/// The outputs of a circuit.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Words {
+    /// Bits of a word, 1 to 64.
+    pub bits: u32,
+    /// The constant of every word.
+    pub constants: Vec<u64>,
+    /// The terms of all words.
+    pub terms: Vec<Term>,
+}
 
 /// A circuit ready to be evaluated in the clear or garbled.
 #[derive(Clone, Debug)]
 pub struct Circuit {
     garbler_inputs: usize,
     evaluator_inputs: usize,
-    outputs: usize,
+    words: Words,
     slots: usize,
     and_count: usize,
+    projection_bytes: usize,
     gates: Vec<Gate>,
     segments: Vec<Range<usize>>,
 }
 
 impl Circuit {
-    /// From instructions on `slots` slots that load before they use and make each of `outputs` outputs once.
-    pub(super) fn new(inputs: [usize; 2], outputs: usize, slots: usize, gates: Vec<Gate>) -> Self {
-        let (segments, and_count) = segments(&gates);
+    /// From instructions on `slots` slots that load before they use and project the bit of each term once.
+    pub(super) fn new(inputs: [usize; 2], words: Words, slots: usize, gates: Vec<Gate>) -> Self {
+        let segments = segments(&gates);
+        let and_count = gates.iter().filter(|g| matches!(g, Gate::And { .. })).count();
+        let projection_bytes = words.terms.iter().map(|t| t.bytes as usize).sum();
         let [garbler_inputs, evaluator_inputs] = inputs;
-        Self { garbler_inputs, evaluator_inputs, outputs, slots, and_count, gates, segments }
+        Self { garbler_inputs, evaluator_inputs, words, slots, and_count, projection_bytes, gates, segments }
     }
 
     /// Input bits of the garbler.
@@ -70,9 +115,24 @@ impl Circuit {
         self.evaluator_inputs
     }
 
-    /// Output bits.
+    /// Output bits: those of all words.
     pub fn outputs(&self) -> usize {
-        self.outputs
+        self.words.constants.len() * self.words.bits as usize
+    }
+
+    /// Output words.
+    pub(super) fn words(&self) -> &Words {
+        &self.words
+    }
+
+    /// Bits that are projected into output words.
+    pub fn projections(&self) -> usize {
+        self.words.terms.len()
+    }
+
+    /// Bytes of the projections' ciphertexts of one instance.
+    pub fn projection_bytes(&self) -> usize {
+        self.projection_bytes
     }
 
     /// Most values that are alive at a time.
@@ -80,7 +140,7 @@ impl Circuit {
         self.slots
     }
 
-    /// AND gates: the only ones that cost communication.
+    /// AND gates: beside the projections the only ones that cost communication.
     pub fn and_count(&self) -> usize {
         self.and_count
     }
@@ -95,13 +155,13 @@ impl Circuit {
         &self.gates
     }
 
-    /// Consecutive ranges of instructions, none empty, all but the last with exactly [`SEGMENT_ANDS`] AND gates. Garbling
-    /// takes a fresh hash key for each.
+    /// Consecutive ranges of instructions, none empty, all but the last with exactly [`SEGMENT_GATES`] AND gates and
+    /// projections. Garbling takes a fresh hash key for each.
     pub(super) fn segments(&self) -> &[Range<usize>] {
         &self.segments
     }
 
-    /// Evaluates one instance in the clear.
+    /// Evaluates one instance in the clear; the bits of the words in order, least significant first.
     ///
     /// # Errors
     /// If an input has the wrong number of bits.
@@ -110,7 +170,8 @@ impl Circuit {
         Ok(self.eval64(&words(garbler), &words(evaluator))?.into_iter().map(|w| w & 1 == 1).collect())
     }
 
-    /// Evaluates 64 instances in the clear: bit `i` of every word belongs to instance `i`.
+    /// Evaluates 64 instances in the clear: bit `i` of every `u64` belongs to instance `i`. The bits of the output words in
+    /// order, least significant first.
     ///
     /// # Errors
     /// If an input has the wrong number of words.
@@ -119,7 +180,8 @@ impl Circuit {
         check_inputs("evaluator", self.evaluator_inputs, evaluator.len())?;
         let ones = |invert: bool| u64::from(invert).wrapping_neg();
         let mut slots = vec![0u64; self.slots];
-        let mut outputs = vec![0u64; self.outputs];
+        let Words { bits, constants, terms } = &self.words;
+        let mut sums: Vec<[u64; 64]> = constants.iter().map(|&c| [c; 64]).collect();
         for gate in &self.gates {
             match *gate {
                 Gate::Load { out, input } => {
@@ -131,10 +193,16 @@ impl Circuit {
                 Gate::And { out, a, b, invert_a, invert_b } => {
                     slots[out as usize] = (slots[a as usize] ^ ones(invert_a)) & (slots[b as usize] ^ ones(invert_b));
                 }
-                Gate::Output { index, a, invert } => outputs[index as usize] = slots[a as usize] ^ ones(invert),
+                Gate::Project { term, a } => {
+                    let (term, x) = (terms[term as usize], slots[a as usize]);
+                    for (i, sum) in sums[term.word as usize].iter_mut().enumerate() {
+                        *sum = sum.wrapping_add((term.unit & ones(x >> i & 1 == 1)) << term.shift);
+                    }
+                }
             }
         }
-        Ok(outputs)
+        let bit = |sums: &[u64; 64], b: u32| sums.iter().enumerate().fold(0, |acc, (i, s)| acc | (s >> b & 1) << i);
+        Ok(sums.iter().flat_map(|s| (0..*bits).map(move |b| bit(s, b))).collect())
     }
 }
 
@@ -142,21 +210,21 @@ fn check_inputs(party: &'static str, expected: usize, found: usize) -> Result<()
     if expected == found { Ok(()) } else { Err(CircuitError::Inputs { party, expected, found }) }
 }
 
-/// Cuts after every [`SEGMENT_ANDS`] AND gates; also the number of AND gates.
-fn segments(gates: &[Gate]) -> (Vec<Range<usize>>, usize) {
+/// Cuts after every [`SEGMENT_GATES`] hashed instructions.
+fn segments(gates: &[Gate]) -> Vec<Range<usize>> {
     let mut segments = Vec::new();
-    let (mut start, mut ands) = (0, 0);
+    let (mut start, mut hashed) = (0, 0);
     for (i, gate) in gates.iter().enumerate() {
-        if matches!(gate, Gate::And { .. }) {
-            if ands > 0 && ands % SEGMENT_ANDS == 0 {
+        if gate.is_hashed() {
+            if hashed == SEGMENT_GATES {
                 segments.push(start..i);
-                start = i;
+                (start, hashed) = (i, 0);
             }
-            ands += 1;
+            hashed += 1;
         }
     }
     if start < gates.len() {
         segments.push(start..gates.len());
     }
-    (segments, ands)
+    segments
 }

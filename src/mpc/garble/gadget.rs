@@ -1,34 +1,38 @@
 //! The non-linear functions of [`crate::arith::fixed`] as circuits on additive shares.
 //!
-//! Input of an instance of `cols` elements (1 unless a whole row is needed):
+//! Input of an instance of `cols` elements (1 unless a whole row is needed): each party's share of each element, `ring_in`
+//! bits, least significant first. To its own the garbler adds what saves the circuit a rounding
+//! ([`Gadget::garbler_bits`]).
 //!
-//! * garbler: its share of each element, `ring_in` bits, to which it has added [`Gadget::garbler_offset`] modulo the ring,
-//!   so that the circuit need not round;
-//! * evaluator: its share of each element, `ring_in` bits; then its next share `rho` of each element, fresh and uniform,
-//!   `ring_out` bits.
+//! Output: words of `ring_out` bits, which leave the circuit by projections (see [`super::half_gates`]): the evaluator ends
+//! up with `f(x) + M`, `x` the signed meaning of the shares' sum, the garbler with the mask `M`. The evaluator replies
+//! with its word less its next share `rho` ([`Gadget::reply`]); so the garbler's next share is `f(x) - rho`
+//! ([`Gadget::output_shares`]). No gate is spent on signs, sums and masks of results: those are weights.
 //!
-//! Output: `f(x) - rho mod 2^ring_out` of each element, `x` the signed meaning of the shares' sum. All words are least
-//! significant bit first. The circuits compute exactly the integer functions for every `x` for which `x` plus the offset
-//! is still in the signed range of `ring_in` (an oracle that checks edges for overflow with one bit of room has checked
-//! this); beyond it, they compute the function of the wrapped sum. A result outside `ring_out` wraps.
+//! The circuits compute exactly the integer functions for every `x` for which `x` plus the offset is still in the signed
+//! range of `ring_in` (an oracle that checks edges for overflow with one bit of room has checked this); beyond it, they
+//! compute the function of the wrapped sum. A result outside `ring_out` wraps.
 
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-use super::arith::{
-    add, any, max, mux, normalise, shift_left, shift_right, sign_extend, sub, sub_with_borrow, table, xor_all,
-};
-use super::builder::Bit;
+use super::arith::{add_with_carry, any, less_than, max, mux, normalise, shift_left, shift_right, sub};
+use super::builder::{Bit, Word};
 use super::circuit::Circuit;
-use super::io::{BitString, Index, Io, entry_bits, require, wide};
+use super::io::{Io, Range, require, signed_word, unsigned_word};
+use super::pieces::Pieces;
 use crate::arith::ShareModulus;
 use crate::arith::bits::{self, BitsError};
-use crate::arith::fixed::{Activation, ActivationTable, ExpTable, PowerTable, RowPower, TanhTable, rounding_offset};
+use crate::arith::fixed::{ActivationTable, ExpTable, Piecewise, PowerTable, RowPower, TanhTable, rounding_offset};
 
 /// Longest row of a gadget.
 pub const MAX_COLS: usize = 4096;
 
-/// Most index bits of a table: a table costs about `2^bits` AND gates.
-pub const MAX_TABLE_BITS: u32 = 14;
+/// Most fraction bits of a score and mantissa bits of a row value: pieces cost up to an AND gate a position.
+pub const MAX_POSITION_BITS: u32 = 20;
+
+/// Longest modulus of [`Gadget::from_prime`].
+pub const MAX_PRIME_BITS: u32 = 62;
 
 /// Why a gadget cannot be built or fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -66,13 +70,23 @@ pub struct Gadget {
     ring_in: ShareModulus,
     ring_out: ShareModulus,
     cols: usize,
-    garbler_offset: u64,
+    out_cols: usize,
+    own: Own,
+}
+
+/// What the garbler does to its shares.
+#[derive(Clone, Copy, Debug)]
+enum Own {
+    /// Adds this modulo `ring_in`.
+    Offset(u64),
+    /// Adds `(t - 1) / 2` modulo the prime `t`, then what is left to `2^bits`.
+    Prime(u64),
 }
 
 impl Gadget {
     /// [`crate::arith::fixed::round_shift`], elementwise; `shift` is below the input ring's bits.
     ///
-    /// `ring_in - 1` ANDs to add the shares and `ring_out - 1` to subtract the mask.
+    /// `ring_in - 1` ANDs to add the shares.
     ///
     /// # Errors
     /// If a ring or the shift is out of range.
@@ -80,94 +94,136 @@ impl Gadget {
         let mut io = Io::new(ring_in, ring_out, 1)?;
         io.check_shift(Some(shift))?;
         let x = io.recombine(0, shift);
-        io.emit(0, &sign_extend(&x, io.width_out()));
-        Ok(io.finish(rounding_offset(shift)))
+        Ok(Self::elementwise(io, signed_word(&x), ring_in, ring_out, rounding_offset(shift)))
     }
 
-    /// An activation, elementwise; `entries` is [`ActivationTable::table`].
+    /// [`crate::arith::fixed::saturate`] to `bits` bits of [`crate::arith::fixed::round_shift`], elementwise.
     ///
-    /// ReLU: the truncation plus one AND for each bit that the sign masks. Others: a table enabled by the index being in
-    /// range, and a subtraction on the bits that the table covers: beyond them a borrow means that the linear part is
-    /// 0, so it only sets the sign.
+    /// Beside the sum one AND for each bit that is dropped or may be replaced.
     ///
     /// # Errors
-    /// If a ring or a width is out of range or `entries` has the wrong length.
+    /// If a ring, the shift or the number of bits is out of range.
+    pub fn saturate(ring_in: ShareModulus, shift: u32, bits: u32, ring_out: ShareModulus) -> Result<Self, GadgetError> {
+        let mut io = Io::new(ring_in, ring_out, 1)?;
+        io.check_shift(Some(shift))?;
+        require((1..=64).contains(&bits), "the number of bits to saturate to", bits, "1 to 64")?;
+        let x = io.recombine(0, shift);
+        let (sign, magnitude) = io.split_sign(&x);
+        let (low, high) = magnitude.split_at((bits as usize - 1).min(magnitude.len()));
+        let over = any(&mut io.b, high);
+        let mut clipped: Vec<Bit> = low.iter().map(|&m| io.b.or(m, over)).collect();
+        clipped.iter_mut().for_each(|c| *c = io.b.xor(*c, sign));
+        clipped.push(sign);
+        Ok(Self::elementwise(io, signed_word(&clipped), ring_in, ring_out, rounding_offset(shift)))
+    }
+
+    /// The signed meaning, in `[-(t-1)/2, (t-1)/2]`, of shares modulo an odd `t`, elementwise: from the integers modulo a
+    /// prime to a ring. An AND for each bit of `t`.
+    ///
+    /// The garbler's input is its share plus `(t-1)/2` modulo `t`, plus `2^bits - t`: then the sum's carry says
+    /// whether it went beyond `t`, and the correction is a weight.
+    ///
+    /// # Errors
+    /// If `t` is even, below 3 or longer than [`MAX_PRIME_BITS`], or the ring is invalid.
+    pub fn from_prime(t: u64, ring_out: ShareModulus) -> Result<Self, GadgetError> {
+        let bits = u64::BITS - t.leading_zeros();
+        require(t >= 3 && t % 2 == 1 && bits <= MAX_PRIME_BITS, "the modulus", t, "odd and from 3 to 62 bits long")?;
+        let ring_in = ShareModulus::PowerOfTwo(bits);
+        let mut io = Io::new(ring_in, ring_out, 1)?;
+        let (garbler, evaluator) = io.shares(0);
+        let (sum, carry) = add_with_carry(&mut io.b, &garbler, &evaluator, Bit::FALSE, bits as usize);
+        let missing = (1 << bits) - t;
+        let mut word = unsigned_word(&sum);
+        word.terms.push((carry, missing));
+        word.constant = missing.wrapping_add(t / 2).wrapping_neg();
+        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
+        Ok(Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, own: Own::Prime(t) })
+    }
+
+    /// An activation, elementwise.
+    ///
+    /// The linear part costs one AND: with the sign `s` and a bit `x` of the number, `2 x (1 - s) = x + (x ^ s) - s`, all of
+    /// which are weights; only the lowest bit cannot be halved. The pieces cost their cells, their products and finding out
+    /// whether the position is in range; their sum is weights too.
+    ///
+    /// # Errors
+    /// If a ring or a width is out of range.
     pub fn activation(
         function: &ActivationTable,
-        entries: &[u64],
         ring_in: ShareModulus,
         ring_out: ShareModulus,
     ) -> Result<Self, GadgetError> {
         let mut io = Io::new(ring_in, ring_out, 1)?;
         let shift = io.check_shift(function.in_frac.checked_sub(function.out_frac))?;
+        let range = Range::new(function.in_frac, function.range_log2)?;
         let x = io.recombine(0, 0);
         let (sign, magnitude) = io.split_sign(&x);
-        let linear: Vec<Bit> =
-            x.iter().take(magnitude.len()).skip(shift as usize).map(|&x| io.b.and(x, !sign)).collect();
-        let result = if function.activation == Activation::Relu {
-            linear
-        } else {
-            let index = Index::new(function.in_frac, function.range_log2, function.table_bits)?;
-            require(entries.len() == 1 << index.bits, "the table's length", entries.len() as u64, "2^table_bits")?;
-            let covered = (function.out_frac + function.range_log2) as usize;
-            let width = entry_bits(entries).max(covered);
-            let outside = any(&mut io.b, magnitude.get(index.end()..).unwrap_or_default());
-            let g = table(&mut io.b, &index.of(&magnitude), !outside, &wide(entries), entry_bits(entries));
-            let (mut low, borrow) = sub_with_borrow(&mut io.b, &linear, &g, width);
-            let high = (width..io.width_out().max(width)).map(|i| linear.get(i).copied().unwrap_or(Bit::FALSE));
-            low.extend(high.map(|l| io.b.xor(l, borrow)));
-            low
-        };
-        io.emit(0, &result);
-        Ok(io.finish(rounding_offset(shift)))
+        let mut word = Word::default();
+        for (i, (&bit, &mirrored)) in x.iter().zip(&magnitude).skip(shift as usize).enumerate() {
+            if i == 0 {
+                word.terms.push((io.b.and(bit, !sign), 1));
+            } else {
+                let half = 1u64 << (i - 1);
+                word.terms.extend([(bit, half), (mirrored, half), (sign, half.wrapping_neg())]);
+            }
+        }
+        if let Some(pieces) = function.pieces() {
+            let (position, beyond) = range.split(&magnitude);
+            let outside = any(&mut io.b, &beyond);
+            let g = Pieces::new(&mut io.b, &pieces, &position, !outside, 0);
+            word.constant = (-g.constant) as u64;
+            word.terms.extend(g.terms().map(|(bit, weight)| (bit, weight.wrapping_neg())));
+        }
+        Ok(Self::elementwise(io, word, ring_in, ring_out, rounding_offset(shift)))
     }
 
-    /// One row of softmax numerators; `entries` is [`ExpTable::table`].
+    /// One row of softmax numerators.
     ///
-    /// Per score: adding the shares, comparison and choice in the tree of maxima on the shortened scores, the distance,
-    /// the table of its fraction bits, and a shifter by the low bits of its whole part. A whole part beyond them sets
-    /// enough of them to shift everything out.
+    /// Per score: adding the shares; comparison and choice in the tree of maxima, on whole parts; their difference; the
+    /// mantissa of the fraction, a line less pieces; and a shifter by the low bits of the difference. A difference beyond
+    /// them sets enough of them to shift everything out.
     ///
     /// # Errors
-    /// If a ring or a width is out of range, `entries` has the wrong length or `cols` is not 1 to [`MAX_COLS`].
+    /// If a ring or a width is out of range or `cols` is not 1 to [`MAX_COLS`].
     pub fn exp_row(
         function: &ExpTable,
-        entries: &[u64],
         cols: usize,
         ring_in: ShareModulus,
         ring_out: ShareModulus,
     ) -> Result<Self, GadgetError> {
         let mut io = Io::new(ring_in, ring_out, cols)?;
         let shift = io.check_shift(function.in_frac.checked_sub(function.frac_bits))?;
-        let index = Index::new(function.frac_bits, 0, function.frac_bits)?;
-        require(function.out_frac < 48, "fraction bits of the exponentials", function.out_frac, "at most 47")?;
-        require(entries.len() == 1 << index.bits, "the table's length", entries.len() as u64, "2^frac_bits")?;
-        require(
-            entries.iter().all(|&e| e <= 1 << function.out_frac),
-            "a numerator's fraction bits",
-            function.out_frac,
-            "enough for every table entry to be at most 1",
-        )?;
-        // Flipping the sign bit turns signed into unsigned order and leaves differences alone.
-        let scores: Vec<Vec<Bit>> = (0..cols)
+        let ExpTable { frac_bits, out_frac, .. } = *function;
+        require(out_frac < 48, "fraction bits of the exponentials", out_frac, "at most 47")?;
+        let most = MAX_POSITION_BITS.min(out_frac);
+        require(frac_bits <= most, "fraction bits of a score", frac_bits, "at most 20 and those of the exponentials")?;
+        let pieces = function.pieces();
+        // The sign bit extends, so that there is a whole part. Flipping it turns signed into unsigned order and leaves
+        // differences alone.
+        let scores: Vec<(Vec<Bit>, Vec<Bit>)> = (0..cols)
             .map(|j| {
-                let mut s = io.recombine(j, shift);
-                if let Some(sign) = s.last_mut() {
-                    *sign = !*sign;
+                let mut fraction = io.recombine(j, shift);
+                let sign = fraction.last().copied().unwrap_or(Bit::FALSE);
+                let mut whole = fraction.split_off((frac_bits as usize).min(fraction.len()));
+                match whole.last_mut() {
+                    Some(top) => *top = !*top,
+                    None => whole.push(!sign),
                 }
-                s
+                fraction.resize(frac_bits as usize, sign);
+                (fraction, whole)
             })
             .collect();
-        let top = max(&mut io.b, &scores);
-        let (result_bits, wide_entries) = (function.out_frac as usize + 1, wide(entries));
-        let stages = (u32::BITS - (function.out_frac + 1).leading_zeros()) as usize;
-        for (j, score) in scores.iter().enumerate() {
-            let distance = sub(&mut io.b, &top, score, score.len());
-            let whole = distance.get(index.bits..).unwrap_or_default();
-            let beyond = any(&mut io.b, whole.get(stages..).unwrap_or_default());
-            let mut amount: Vec<Bit> = whole.iter().take(stages).copied().collect();
+        let wholes: Vec<Vec<Bit>> = scores.iter().map(|s| s.1.clone()).collect();
+        let top = max(&mut io.b, &wholes);
+        let out_frac = out_frac as usize;
+        let stages = (usize::BITS - (out_frac + 1).leading_zeros()) as usize;
+        let mut words = Vec::with_capacity(cols);
+        for (fraction, whole) in &scores {
+            let distance = sub(&mut io.b, &top, whole, whole.len());
+            let beyond = any(&mut io.b, distance.get(stages..).unwrap_or_default());
+            let mut amount: Vec<Bit> = distance.iter().take(stages).copied().collect();
             if beyond != Bit::FALSE {
-                let mut missing = result_bits;
+                let mut missing = out_frac + 1;
                 for (k, bit) in amount.iter_mut().enumerate().rev() {
                     if missing > 0 {
                         *bit = io.b.or(*bit, beyond);
@@ -175,100 +231,127 @@ impl Gadget {
                     }
                 }
             }
-            let entry = table(&mut io.b, &index.of(&distance), Bit::TRUE, &wide_entries, result_bits);
-            let e = shift_right(&mut io.b, &entry, &amount);
-            io.emit(j, &e);
+            let rest = Pieces::new(&mut io.b, &pieces, fraction, Bit::TRUE, 0).word(&mut io.b, out_frac);
+            let line = [vec![Bit::FALSE; out_frac - fraction.len()], fraction.clone()].concat();
+            let mut mantissa = sub(&mut io.b, &line, &rest, out_frac);
+            mantissa.push(Bit::TRUE);
+            words.push(unsigned_word(&shift_right(&mut io.b, &mantissa, &amount)));
         }
-        Ok(io.finish(rounding_offset(shift)))
+        let circuit = io.b.finish_words(ring_out.bits(), &words);
+        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: cols, own: Own::Offset(rounding_offset(shift)) })
     }
 
-    /// A reciprocal or inverse square root, elementwise, of the residue `x` in `[0, 2^ring_in)`; `tables` is
-    /// [`PowerTable::tables`]. No offset.
+    /// A reciprocal or inverse square root, elementwise, of the residue `x` in `[0, 2^ring_in)`; `pieces` are
+    /// [`PowerTable::pieces`]. No offset.
     ///
-    /// Only the low `max_log2 + 1` bits are added; then normalisation, the tables on one decoder, the shift back.
+    /// Only the low `max_log2 + 1` bits are added; then normalisation, the pieces, the shift back.
     ///
     /// # Errors
-    /// If a ring or a width is out of range or `tables` have the wrong lengths.
+    /// If a ring or a width is out of range or `pieces` are not those of the function's mantissa.
     pub fn power(
         function: &PowerTable,
-        tables: &[Vec<u64>],
+        pieces: &Piecewise,
         ring_in: ShareModulus,
         ring_out: ShareModulus,
     ) -> Result<Self, GadgetError> {
         let mut io = Io::new(ring_in, ring_out, 1)?;
-        let PowerTable { power, min_log2, max_log2, table_bits, entry_bits, drop } = *function;
+        let PowerTable { power, min_log2, max_log2, mantissa_bits, entry_bits, drop, .. } = *function;
         require(max_log2 < 64, "the highest leading one", max_log2, "below 64")?;
         require(min_log2 <= max_log2, "the lowest leading one", min_log2, "at most the highest")?;
-        require((1..=MAX_TABLE_BITS).contains(&table_bits), "table_bits", table_bits, "1 to 14")?;
+        require((1..=MAX_POSITION_BITS).contains(&mantissa_bits), "mantissa_bits", mantissa_bits, "1 to 20")?;
         require(entry_bits < 48, "entry_bits", entry_bits, "below 48")?;
         require(drop < 64, "the number of dropped bits", drop, "below 64")?;
-        let count = if power == RowPower::InverseSqrt { 2 } else { 1 };
-        require(tables.len() == count, "the number of tables", tables.len() as u64, "1, or 2 for the inverse root")?;
-        for t in tables {
-            require(t.len() == 1 << table_bits, "the table's length", t.len() as u64, "2^table_bits")?;
-            require(t.iter().all(|&e| e >> entry_bits == 0), "entry_bits", entry_bits, "enough for every entry")?;
-        }
+        let position_bits = mantissa_bits + u32::from(power == RowPower::InverseSqrt);
+        require(
+            pieces.bits() == position_bits,
+            "bits of the pieces",
+            pieces.bits(),
+            "those of the mantissa and parity",
+        )?;
+        let fits = pieces.leaves().iter().all(|l| l.base >= 0 && l.base >> entry_bits == 0);
+        require(fits, "entry_bits", entry_bits, "enough for every value")?;
         // Bits above the ring are 0; those above `max_log2` do not count.
         let mut x = io.recombine(0, 0);
         x.resize(max_log2 as usize + 1, Bit::FALSE);
-        let (fraction, distance) = normalise(&mut io.b, &x, min_log2 as usize, table_bits as usize);
-        let width = entry_bits as usize;
-        let joined: Vec<u128> = (0..1 << table_bits)
-            .map(|i| tables.iter().rev().fold(0, |acc, t| acc << width | u128::from(t[i])))
-            .collect();
-        let both = table(&mut io.b, &fraction, Bit::TRUE, &joined, width * count);
-        let (even, odd) = both.split_at(width);
+        let (mut position, distance) = normalise(&mut io.b, &x, min_log2 as usize, mantissa_bits as usize);
         let most = (max_log2 - min_log2) as usize;
-        let shifted = match power {
-            RowPower::Reciprocal => shift_left(&mut io.b, even, &distance, most),
+        let (amount, most) = match power {
+            RowPower::Reciprocal => (&distance[..], most),
             RowPower::InverseSqrt => {
-                let parity = distance.first().copied().unwrap_or(Bit::FALSE);
-                let entry = mux(&mut io.b, parity, odd, even);
-                shift_left(&mut io.b, &entry, distance.get(1..).unwrap_or_default(), most / 2)
+                position.push(distance.first().copied().unwrap_or(Bit::FALSE));
+                (distance.get(1..).unwrap_or_default(), most / 2)
             }
         };
-        io.emit(0, shifted.get(drop as usize..).unwrap_or_default());
-        Ok(io.finish(0))
+        let entry = Pieces::new(&mut io.b, pieces, &position, Bit::TRUE, 0).word(&mut io.b, entry_bits as usize);
+        let shifted = shift_left(&mut io.b, &entry, amount, most);
+        let word = unsigned_word(shifted.get(drop as usize..).unwrap_or_default());
+        Ok(Self::elementwise(io, word, ring_in, ring_out, 0))
     }
 
-    /// `tanh`, elementwise; `entries` is [`TanhTable::table`]. No offset.
+    /// `tanh`, elementwise. No offset.
     ///
-    /// Entries are stored relative to the last one, which so is what a disabled table gives.
+    /// As [`Self::activation`]'s pieces; the sign `s` multiplies every bit `b` of the sum as `b (1 - 2 s) = (b ^ s) - s`, by
+    /// weights.
     ///
     /// # Errors
-    /// If a ring or a width is out of range or `entries` has the wrong length.
-    pub fn tanh(
-        function: &TanhTable,
-        entries: &[u64],
-        ring_in: ShareModulus,
-        ring_out: ShareModulus,
-    ) -> Result<Self, GadgetError> {
+    /// If a ring or a width is out of range.
+    pub fn tanh(function: &TanhTable, ring_in: ShareModulus, ring_out: ShareModulus) -> Result<Self, GadgetError> {
         let mut io = Io::new(ring_in, ring_out, 1)?;
-        let index = Index::new(function.in_frac, function.range_log2, function.table_bits)?;
-        require(entries.len() == 1 << index.bits, "the table's length", entries.len() as u64, "2^table_bits")?;
+        let range = Range::new(function.in_frac, function.range_log2)?;
+        require(function.out_frac < 48, "fraction bits of the output", function.out_frac, "below 48")?;
         let x = io.recombine(0, 0);
         let (sign, magnitude) = io.split_sign(&x);
-        let width = entry_bits(entries);
-        let last = entries.last().copied().unwrap_or(0);
-        let relative: Vec<u128> = entries.iter().map(|&e| u128::from(e ^ last)).collect();
-        let outside = any(&mut io.b, magnitude.get(index.end()..).unwrap_or_default());
-        let difference = table(&mut io.b, &index.of(&magnitude), !outside, &relative, width);
-        let mut t: Vec<Bit> = (0..width).map(|k| io.b.xor(difference[k], Bit::from(last >> k & 1 == 1))).collect();
-        t.push(Bit::FALSE);
-        let complement = xor_all(&mut io.b, &t, sign);
-        let signed = add(&mut io.b, &complement, &[], sign, width + 1);
-        io.emit(0, &sign_extend(&signed, io.width_out()));
-        Ok(io.finish(0))
+        let (position, beyond) = range.split(&magnitude);
+        let outside = any(&mut io.b, &beyond);
+        let t = Pieces::new(&mut io.b, &function.pieces(), &position, !outside, function.limit());
+        let mut word = Word { constant: t.constant as u64, terms: vec![(sign, (-2 * t.constant) as u64)] };
+        for (bit, weight) in t.terms() {
+            word.terms.extend([(io.b.xor(bit, sign), weight), (sign, weight.wrapping_neg())]);
+        }
+        Ok(Self::elementwise(io, word, ring_in, ring_out, 0))
     }
 
-    pub(super) fn from_parts(
-        circuit: Circuit,
-        ring_in: ShareModulus,
-        ring_out: ShareModulus,
-        cols: usize,
-        garbler_offset: u64,
-    ) -> Self {
-        Self { circuit, ring_in, ring_out, cols, garbler_offset }
+    /// [`crate::arith::fixed::argmax`] of a row: one output word an instance, the position of the first maximum.
+    ///
+    /// A tree of comparisons, which carries the larger element and its position.
+    ///
+    /// # Errors
+    /// If a ring is invalid or `cols` is not 1 to [`MAX_COLS`].
+    pub fn argmax(cols: usize, ring_in: ShareModulus, ring_out: ShareModulus) -> Result<Self, GadgetError> {
+        let mut io = Io::new(ring_in, ring_out, cols)?;
+        let mut round: Vec<(Vec<Bit>, Vec<Bit>)> = (0..cols)
+            .map(|j| {
+                let mut x = io.recombine(j, 0);
+                if let Some(sign) = x.last_mut() {
+                    *sign = !*sign;
+                }
+                (x, Vec::new())
+            })
+            .collect();
+        while round.len() > 1 {
+            let mut next = Vec::with_capacity(round.len().div_ceil(2));
+            for pair in round.chunks(2) {
+                let (x, at) = &pair[0];
+                next.push(match pair.get(1) {
+                    Some((y, there)) => {
+                        let less = less_than(&mut io.b, x, y);
+                        let mut position = mux(&mut io.b, less, there, at);
+                        position.push(less);
+                        (mux(&mut io.b, less, y, x), position)
+                    }
+                    None => (x.clone(), [&at[..], &[Bit::FALSE]].concat()),
+                });
+            }
+            round = next;
+        }
+        let word = round.first().map_or_else(Word::default, |(_, position)| unsigned_word(position));
+        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
+        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: 1, own: Own::Offset(0) })
+    }
+
+    fn elementwise(io: Io, word: Word, ring_in: ShareModulus, ring_out: ShareModulus, offset: u64) -> Self {
+        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
+        Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, own: Own::Offset(offset) }
     }
 
     /// The circuit of one instance.
@@ -291,10 +374,18 @@ impl Gadget {
         self.cols
     }
 
+    /// Output words of an instance: as many as elements, or one of [`Self::argmax`].
+    pub fn out_cols(&self) -> usize {
+        self.out_cols
+    }
+
     /// What the garbler adds to its share of every element, modulo the input ring: half a unit of the last place kept.
-    /// [`Self::garbler_bits`] does it.
+    /// [`Self::garbler_bits`] does it; 0 of shares modulo a prime, to which it does something else.
     pub fn garbler_offset(&self) -> u64 {
-        self.garbler_offset
+        match self.own {
+            Own::Offset(offset) => offset,
+            Own::Prime(_) => 0,
+        }
     }
 
     /// The garbler's input bits, packed as by [`bits::pack`], instance after instance: its shares plus the offset.
@@ -303,37 +394,48 @@ impl Gadget {
     /// If `shares` is not a whole number of instances.
     pub fn garbler_bits(&self, shares: &[u64]) -> Result<Vec<u8>, GadgetError> {
         self.instances(shares.len())?;
-        let shifted: Vec<u64> = shares.iter().map(|&s| self.ring_in.add(s, self.garbler_offset)).collect();
-        Ok(bits::pack(&shifted, self.ring_in.bits()))
+        let bits = self.ring_in.bits();
+        let own = |&s: &u64| match self.own {
+            Own::Offset(offset) => self.ring_in.add(s, offset),
+            Own::Prime(t) => {
+                // Without a branch on the share.
+                let shifted = s.wrapping_add(t / 2).wrapping_sub(t);
+                let below = ((shifted as i64) >> 63) as u64;
+                shifted.wrapping_add(t & below).wrapping_add((1 << bits) - t)
+            }
+        };
+        let shifted = Zeroizing::new(shares.iter().map(own).collect::<Vec<_>>());
+        Ok(bits::pack(&shifted, bits))
     }
 
-    /// The evaluator's input bits, in the same form: per instance its shares, then its masks.
+    /// The evaluator's input bits, in the same form.
     ///
     /// # Errors
-    /// If `shares` and `masks` are not the same whole number of instances.
-    pub fn evaluator_bits(&self, shares: &[u64], masks: &[u64]) -> Result<Vec<u8>, GadgetError> {
-        let expected = self.instances(shares.len())?;
-        if masks.len() != shares.len() {
-            return Err(GadgetError::Elements { found: masks.len(), expected, cols: self.cols });
-        }
-        let mut out = BitString::default();
-        for (shares, masks) in shares.chunks(self.cols).zip(masks.chunks(self.cols)) {
-            shares.iter().for_each(|&s| out.push(s, self.ring_in.bits()));
-            masks.iter().for_each(|&m| out.push(m, self.ring_out.bits()));
-        }
-        Ok(out.finish())
+    /// If `shares` is not a whole number of instances.
+    pub fn evaluator_bits(&self, shares: &[u64]) -> Result<Vec<u8>, GadgetError> {
+        self.instances(shares.len())?;
+        Ok(bits::pack(shares, self.ring_in.bits()))
     }
 
-    /// The garbler's new shares `f(x) - rho` of `count` instances: colour bits XOR permute bits.
+    /// What the evaluator returns: its words, as evaluation gave them packed, less its next shares; packed again.
+    ///
+    /// # Errors
+    /// If `values` are not as many words as `next`.
+    pub fn reply(&self, values: &[u8], next: &[u64]) -> Result<Vec<u8>, GadgetError> {
+        let mut out = bits::unpack(values, self.ring_out.bits(), next.len())?;
+        out.iter_mut().zip(next).for_each(|(x, &rho)| *x = self.ring_out.sub(*x, rho));
+        Ok(bits::pack(&out, self.ring_out.bits()))
+    }
+
+    /// The garbler's new shares `f(x) - rho` of `count` instances: the evaluator's reply less the masks that garbling gave.
     ///
     /// # Errors
     /// If either has the wrong length.
-    pub fn output_shares(&self, colours: &[u8], permute: &[u8], count: usize) -> Result<Vec<u64>, GadgetError> {
-        let (bits, elements) = (self.ring_out.bits(), count.saturating_mul(self.cols));
-        let mut out = bits::unpack(colours, bits, elements)?;
-        for (x, p) in out.iter_mut().zip(bits::unpack(permute, bits, elements)?) {
-            *x ^= p;
-        }
+    pub fn output_shares(&self, reply: &[u8], masks: &[u8], count: usize) -> Result<Vec<u64>, GadgetError> {
+        let (bits, elements) = (self.ring_out.bits(), count.saturating_mul(self.out_cols));
+        let mut out = bits::unpack(reply, bits, elements)?;
+        let masks = Zeroizing::new(bits::unpack(masks, bits, elements)?);
+        out.iter_mut().zip(masks.iter()).for_each(|(x, &m)| *x = self.ring_out.sub(*x, m));
         Ok(out)
     }
 

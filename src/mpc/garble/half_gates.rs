@@ -8,13 +8,22 @@
 //! Instances are numbered from 0 within a layer and taken in *groups* of [`GROUP`] from
 //! the start of their chunk; a group is named by its first instance, so that chunks may start anywhere but must not
 //! overlap. Labels and packed bits are in the order `[instance][input or output]`. Tables are in the order
-//! `[group][AND gate][generator half, evaluator half][instance of the group]`, 16 bytes each: the tables of consecutive
-//! chunks are one string, however it is cut at groups.
+//! `[group][instruction][part][instance of the group]`: an AND gate has two parts of 16 bytes, its generator and its
+//! evaluator half; a projection has one of up to 8 bytes. The tables of consecutive chunks are one string, however it is
+//! cut at groups.
+//!
+//! # Outputs
+//! An output word `y = c + sum_i w_i b_i mod 2^l` leaves the circuit by *projections* (Ball, Malkin, Rosulek, "Garbling
+//! gadgets for Boolean and arithmetic circuits", CCS 2016): for the bit `b_i` the evaluator gets `w_i b_i + r_i mod 2^l`,
+//! with a mask `r_i` that is uniform among the multiples of `w_i`'s power of two. It comes from the hashes of both labels,
+//! so that one of them needs no ciphertext. The evaluator ends up with `y + M`, the garbler with the mask
+//! `M = sum_i r_i - c`. A bit costs up to `l / 8` bytes and half the hashes of an AND gate, and additions of
+//! outputs, multiplications by constants and the re-masking of a result cost no gate.
 //!
 //! # Secrecy
-//! The evaluator gets tables, one label an input, nothing else; no decoding bits exist. It returns the colour (bit 0) of
-//! each output label, which the garbler's permute bit, bit 0 of the zero label, masks: that is random because zero labels
-//! are. The code does not branch on labels or bits and looks nothing up by them.
+//! The evaluator gets tables, one label an input, nothing else; no decoding bits exist. Each `w_i b_i + r_i` is uniform
+//! whatever the bit. It returns `y + M` less its next share, which is uniform for the garbler. The code does not branch on
+//! labels or bits and looks nothing up by them.
 
 use std::hint::black_box;
 
@@ -68,7 +77,7 @@ pub enum GarbleError {
 /// Names the hash keys of a chunk of one garbled layer; public.
 ///
 /// The key of a group and segment is AES of `(node, segment, group)` under the session's hash seed, and under one key the
-/// tweak numbers gate, half and instance: no (key, tweak) pair comes twice in a session whose layers have different node
+/// tweak numbers gate or projection, half and instance: no (key, tweak) pair comes twice in a session whose layers have different node
 /// numbers, and one key serves at most `4 * 512 * 32 = 2^16` hashes.
 #[derive(Clone, Copy)]
 pub struct GateKey {
@@ -97,7 +106,7 @@ impl GateKey {
     }
 }
 
-/// The part of the tweak that is the same for all instances: AND gate within the segment, half.
+/// The part of the tweak that is the same for all instances: AND gate or projection within the segment, half.
 pub(super) fn gate_tweak(gate: u64, half: u64) -> u64 {
     (gate << 1 | half) << 8
 }
@@ -149,16 +158,20 @@ impl LabelSeed {
 pub struct GarbledChunk {
     /// For the evaluator.
     pub tables: Vec<u8>,
-    /// For the garbler: the permute bits of the outputs, packed in the order `[instance][output]`.
-    pub permute: Zeroizing<Vec<u8>>,
+    /// For the garbler: the masks of the output words, packed in the order `[instance][word]`.
+    pub masks: Zeroizing<Vec<u8>>,
 }
 
-/// Bytes of the tables of `count` instances.
+/// Bytes of the tables of `count` instances, projections included.
 ///
 /// # Errors
 /// If that number does not fit.
 pub fn tables_len(circuit: &Circuit, count: usize) -> Result<usize, GarbleError> {
-    product(count, circuit.and_count() * GATE_BYTES)
+    product(count, instance_bytes(circuit))
+}
+
+fn instance_bytes(circuit: &Circuit) -> usize {
+    circuit.and_count() * GATE_BYTES + circuit.projection_bytes()
 }
 
 fn product(count: usize, each: usize) -> Result<usize, GarbleError> {
@@ -195,11 +208,11 @@ impl<'a> Garbling<'a> {
     /// If `evaluator_zero` has the wrong length.
     pub fn garble_chunk(&self, evaluator_zero: &[Block], count: usize) -> Result<GarbledChunk, GarbleError> {
         let mut tables = vec![0; tables_len(self.circuit, count)?];
-        let permute = self.garble_into(evaluator_zero, count, &mut tables)?;
-        Ok(GarbledChunk { tables, permute })
+        let masks = self.garble_into(evaluator_zero, count, &mut tables)?;
+        Ok(GarbledChunk { tables, masks })
     }
 
-    /// Garbles `count` instances, overwrites `tables` ([`tables_len`] bytes) and returns the permute bits. Groups run in
+    /// Garbles `count` instances, overwrites `tables` ([`tables_len`] bytes) and returns the masks. Groups run in
     /// parallel on the current rayon pool. Streaming in chunks through one buffer spares the page faults of a fresh one,
     /// which cost about as much as the garbling.
     ///
@@ -217,9 +230,9 @@ impl<'a> Garbling<'a> {
         let expected = product(count, c.evaluator_inputs())?;
         check("zero labels of the evaluator's inputs", count, expected, evaluator_zero.len())?;
         check("bytes of tables", count, tables_len(c, count)?, tables.len())?;
-        let mut permute = Zeroizing::new(vec![0; product(count, c.outputs())?.div_ceil(8)]);
+        let mut masks = Zeroizing::new(vec![0; product(count, c.outputs())?.div_ceil(8)]);
         let keys = KeySchedule::new(self.key);
-        group_slices(c, tables, &mut permute, count).into_par_iter().for_each_init(
+        group_slices(c, tables, &mut masks, count).into_par_iter().for_each_init(
             || Scratch::new(c),
             |scratch, (g, width, tables, out)| {
                 let own = self.zero_labels(g, width);
@@ -231,7 +244,7 @@ impl<'a> Garbling<'a> {
                 scratch.garble(c, &keys, self.key.group(g), labels, *self.delta, tables, out);
             },
         );
-        Ok(permute)
+        Ok(masks)
     }
 
     /// The labels that stand for the garbler's input bits, packed in the order `[instance][input]`, of `count` instances.
@@ -264,8 +277,7 @@ impl<'a> Garbling<'a> {
     }
 }
 
-/// Evaluates `count` garbled instances and returns the colour bits of the outputs, packed in the order
-/// `[instance][output]`.
+/// Evaluates `count` garbled instances and returns the masked output words, packed in the order `[instance][word]`.
 ///
 /// `key` is the garbler's; labels are one an input. Tables or labels that are not the garbler's give meaningless bits.
 /// Groups run in parallel on the current rayon pool.
@@ -284,10 +296,10 @@ pub fn evaluate_chunk(
     check("bytes of tables", count, tables_len(circuit, count)?, tables.len())?;
     check("labels of the evaluator's inputs", count, product(count, evaluator)?, evaluator_labels.len())?;
     check("labels of the garbler's inputs", count, product(count, garbler)?, garbler_labels.len())?;
-    let mut colours = vec![0; product(count, circuit.outputs())?.div_ceil(8)];
+    let mut values = vec![0; product(count, circuit.outputs())?.div_ceil(8)];
     let keys = KeySchedule::new(key);
-    let stride = circuit.and_count() * GATE_BYTES;
-    group_slices(circuit, &mut [], &mut colours, count).into_par_iter().for_each_init(
+    let stride = instance_bytes(circuit);
+    group_slices(circuit, &mut [], &mut values, count).into_par_iter().for_each_init(
         || Scratch::new(circuit),
         |scratch, (g, width, _, out)| {
             let tables = &tables[g * GROUP * stride..][..width * stride];
@@ -299,7 +311,7 @@ pub fn evaluate_chunk(
             scratch.evaluate(circuit, &keys, key.group(g), labels, tables, out);
         },
     );
-    Ok(colours)
+    Ok(values)
 }
 
 /// Per group: its index in the chunk, its instances, its tables (as far as `tables` reaches), its packed output bits, which
@@ -313,7 +325,7 @@ fn group_slices<'a>(
     (0..count.div_ceil(GROUP))
         .map(|g| {
             let width = (count - g * GROUP).min(GROUP);
-            let table_bytes = (width * circuit.and_count() * GATE_BYTES).min(tables.len());
+            let table_bytes = (width * instance_bytes(circuit)).min(tables.len());
             let packed_bytes = (width * circuit.outputs()).div_ceil(8).min(packed.len());
             let (head, rest) = std::mem::take(&mut tables).split_at_mut(table_bytes);
             tables = rest;
@@ -332,8 +344,9 @@ fn instance_labels(labels: &[Block], inputs: usize, group: usize, width: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mpc::garble::builder::Word;
     use crate::mpc::garble::builder::{Bit, CircuitBuilder};
-    use crate::mpc::garble::circuit::{Gate, SEGMENT_ANDS};
+    use crate::mpc::garble::circuit::{Gate, SEGMENT_GATES};
     use std::collections::HashSet;
 
     #[test]
@@ -351,7 +364,7 @@ mod tests {
             }
         }
         let mut tweaks = HashSet::new();
-        for gate in 0..SEGMENT_ANDS as u64 {
+        for gate in 0..SEGMENT_GATES as u64 {
             for half in 0..2 {
                 for lane in 0..GROUP as u64 {
                     assert!(tweaks.insert(gate_tweak(gate, half) | lane));
@@ -362,7 +375,8 @@ mod tests {
         assert!(2 * tweaks.len() <= 1 << 16);
     }
 
-    /// One instance by the book: every hash by [`CrHash`], one gate after another.
+    /// One instance by the book: every hash by [`CrHash`], one gate after another. Parts of the tables in order, and the
+    /// masks of the words.
     fn naive(
         c: &Circuit,
         delta: Block,
@@ -370,9 +384,10 @@ mod tests {
         instance: u64,
         zero: &[Block],
         lane: u64,
-    ) -> (Vec<[Block; 2]>, Vec<bool>) {
+    ) -> (Vec<Vec<u8>>, Vec<u64>) {
         let mut slots = vec![Block::ZERO; c.slots()];
-        let (mut tables, mut permute) = (Vec::new(), vec![false; c.outputs()]);
+        let mut masks: Vec<u64> = c.words().constants.iter().map(|c| c.wrapping_neg()).collect();
+        let mut parts = Vec::new();
         for (segment, range) in c.segments().iter().enumerate() {
             let seed = key.key_input(instance - lane, segment as u32);
             let mut hash_key = seed.to_bytes().into();
@@ -380,42 +395,59 @@ mod tests {
             let hash = CrHash::new(Block::from_bytes(hash_key.into()));
             let mut number = 0;
             for gate in &c.gates()[range.clone()] {
+                let (t0, t1) = (number << 9 | lane, number << 9 | 256 | lane);
                 match *gate {
                     Gate::Load { out, input } => slots[out as usize] = zero[input as usize],
                     Gate::Xor { out, a, b } => slots[out as usize] = slots[a as usize] ^ slots[b as usize],
                     Gate::And { out, a, b, invert_a, invert_b } => {
                         let a0 = slots[a as usize] ^ (Block::mask(invert_a) & delta);
                         let b0 = slots[b as usize] ^ (Block::mask(invert_b) & delta);
-                        let (t0, t1) = (number << 9 | lane, number << 9 | 256 | lane);
                         number += 1;
                         let (pa, pb) = (Block::mask(a0.lsb()), Block::mask(b0.lsb()));
                         let g = hash.hash(a0, t0) ^ hash.hash(a0 ^ delta, t0) ^ (pb & delta);
                         let e = hash.hash(b0, t1) ^ hash.hash(b0 ^ delta, t1) ^ a0;
-                        tables.push([g, e]);
+                        parts.extend([g.to_bytes().to_vec(), e.to_bytes().to_vec()]);
                         slots[out as usize] = hash.hash(a0, t0) ^ (pa & g) ^ hash.hash(b0, t1) ^ (pb & (e ^ a0));
                     }
-                    Gate::Output { index, a, invert } => permute[index as usize] = slots[a as usize].lsb() ^ invert,
+                    Gate::Project { term, a } => {
+                        let (term, zero) = (c.words().terms[term as usize], slots[a as usize]);
+                        number += 1;
+                        let one = zero ^ delta;
+                        let (even, odd) = if zero.lsb() { (one, zero) } else { (zero, one) };
+                        let (k0, k1) = (hash.hash(even, t0).0 as u64, hash.hash(odd, t0).0 as u64);
+                        let p = u64::from(zero.lsb());
+                        let r = k0.wrapping_sub(p.wrapping_mul(term.unit));
+                        let sent = r.wrapping_add((1 - p).wrapping_mul(term.unit)).wrapping_sub(k1);
+                        parts.push(sent.to_le_bytes()[..term.bytes as usize].to_vec());
+                        let mask = &mut masks[term.word as usize];
+                        *mask = mask.wrapping_add(r << term.shift);
+                    }
                 }
             }
         }
-        (tables, permute)
+        (parts, masks)
     }
 
     #[test]
     fn the_vector_code_follows_the_book() {
-        // A chain with negations, constants and more than one segment.
+        // A chain with negations, constants, words of many weights and more than one segment.
         let mut b = CircuitBuilder::new();
         let (x, y) = (b.garbler_inputs(40), b.evaluator_inputs(30));
         let mut acc = !x[0];
-        let mut outputs = vec![Bit::TRUE, Bit::FALSE, !y[3]];
-        for i in 0..SEGMENT_ANDS + 40 {
+        let mut words = vec![
+            Word { constant: 3, terms: vec![(Bit::TRUE, 9)] },
+            Word { constant: 0, terms: vec![(!y[3], 1 << 28), (x[1], 3), (x[1], 5), (x[2], 1 << 40)] },
+        ];
+        for i in 0..SEGMENT_GATES + 40 {
             let (p, q) = (x[i % 40], y[i * 7 % 30]);
             let t = b.xor(acc, if i % 3 == 0 { !q } else { q });
             acc = b.and(t, if i % 5 == 0 { !p } else { p });
             acc = b.xor(acc, !q);
-            outputs.extend((i % 50 == 0).then_some(acc));
+            if i % 50 == 0 {
+                words.push(Word { constant: i as u64, terms: vec![(acc, (i as u64 + 1) << (i % 31)), (t, u64::MAX)] });
+            }
         }
-        let c = b.finish(&outputs);
+        let c = b.finish_words(29, &words);
         assert_eq!(c.segments().len(), 2);
         let (delta, labels) = (Block(0xdead_beef << 90 | 0x1357_9bdf), LabelSeed::new(Block(3)));
         let key = GateKey { session: Block(17), node: 5, first_instance: 101 };
@@ -426,20 +458,19 @@ mod tests {
             let zero = garbling.garbler_labels(&vec![0; count * 5], count).unwrap();
             let chunk = garbling.garble_chunk(&evaluator_zero, count).unwrap();
             assert_eq!(chunk.tables.len(), tables_len(&c, count).unwrap());
+            let packed = crate::arith::bits::unpack(&chunk.masks, 29, count * words.len()).unwrap();
             for i in 0..count {
                 let inputs = [&zero[i * 40..][..40], &evaluator_zero[i * 30..][..30]].concat();
                 let (lane, group, width) = (i % GROUP, i / GROUP, GROUP.min(count - i / GROUP * GROUP));
-                let (tables, permute) = naive(&c, delta, key, 101 + i as u64, &inputs, lane as u64);
-                for (n, gate) in tables.iter().enumerate() {
-                    for half in 0..2 {
-                        let at = (group * GROUP * c.and_count() + n * width) * GATE_BYTES
-                            + (half * width + lane) * BLOCK_BYTES;
-                        assert!(chunk.tables[at..at + BLOCK_BYTES] == gate[half].to_bytes(), "{count} {i} {n} {half}");
-                    }
+                let (parts, masks) = naive(&c, delta, key, 101 + i as u64, &inputs, lane as u64);
+                let mut at = group * GROUP * instance_bytes(&c);
+                for (n, part) in parts.iter().enumerate() {
+                    let here = at + lane * part.len();
+                    assert!(chunk.tables[here..here + part.len()] == part[..], "{count} {i} {n}");
+                    at += width * part.len();
                 }
-                for (o, p) in permute.iter().enumerate() {
-                    let at = i * c.outputs() + o;
-                    assert_eq!(chunk.permute[at / 8] >> (at % 8) & 1 == 1, *p, "{count} {i} {o}");
+                for (w, mask) in masks.iter().enumerate() {
+                    assert_eq!(packed[i * words.len() + w], mask & ((1 << 29) - 1), "{count} {i} {w}");
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! What gadgets have in common: shares in, masked result out, table indices.
+//! What gadgets have in common: shares in, words out.
 
-use super::arith::{add_high, sub, xor_all};
-use super::builder::{Bit, CircuitBuilder};
-use super::gadget::{Gadget, GadgetError, MAX_COLS, MAX_TABLE_BITS};
+use super::arith::{add_high, xor_all};
+use super::builder::{Bit, CircuitBuilder, Word};
+use super::gadget::{GadgetError, MAX_COLS};
 use crate::arith::ShareModulus;
 
 /// Succeeds if `holds`.
@@ -15,42 +15,37 @@ pub(super) fn require(
     if holds { Ok(()) } else { Err(GadgetError::Parameter { what, value: value.into(), range }) }
 }
 
-/// Bits of the largest entry.
-pub(super) fn entry_bits(entries: &[u64]) -> usize {
-    entries.iter().map(|e| u64::BITS - e.leading_zeros()).max().unwrap_or(0) as usize
+/// The positions of pieces of `in_frac + range_log2` bits in a magnitude.
+pub(super) struct Range {
+    bits: usize,
 }
 
-pub(super) fn wide(entries: &[u64]) -> Vec<u128> {
-    entries.iter().map(|&e| u128::from(e)).collect()
+impl Range {
+    pub(super) fn new(in_frac: u32, range_log2: u32) -> Result<Self, GadgetError> {
+        require(in_frac < 48, "fraction bits of the input", in_frac, "below 48")?;
+        require(range_log2 < 12, "log2 of the range of the pieces", range_log2, "below 12")?;
+        Ok(Self { bits: (in_frac + range_log2) as usize })
+    }
+
+    /// The position's bits, and those that must be 0 in range.
+    pub(super) fn split(&self, magnitude: &[Bit]) -> (Vec<Bit>, Vec<Bit>) {
+        let position = (0..self.bits).map(|i| magnitude.get(i).copied().unwrap_or(Bit::FALSE)).collect();
+        (position, magnitude.get(self.bits..).unwrap_or_default().to_vec())
+    }
 }
 
-/// Which bits of a magnitude index a table.
-pub(super) struct Index {
-    shift: usize,
-    pub bits: usize,
+/// The two's complement number of these bits as an output: the sign has a negative weight.
+pub(super) fn signed_word(bits: &[Bit]) -> Word {
+    let mut word = unsigned_word(bits);
+    if let Some((_, weight)) = word.terms.last_mut() {
+        *weight = weight.wrapping_neg();
+    }
+    word
 }
 
-impl Index {
-    pub(super) fn new(in_frac: u32, range_log2: u32, table_bits: u32) -> Result<Self, GadgetError> {
-        require(table_bits <= MAX_TABLE_BITS, "table_bits", table_bits, "at most 14")?;
-        require(
-            in_frac < 64 && range_log2 < 64,
-            "fraction bits of the input",
-            in_frac,
-            "below 64, as the table's range",
-        )?;
-        require(table_bits <= in_frac + range_log2, "table_bits", table_bits, "at most the bits of the table's range")?;
-        Ok(Self { shift: (in_frac + range_log2 - table_bits) as usize, bits: table_bits as usize })
-    }
-
-    /// First bit that must be 0 in range.
-    pub(super) fn end(&self) -> usize {
-        self.shift + self.bits
-    }
-
-    pub(super) fn of(&self, word: &[Bit]) -> Vec<Bit> {
-        (self.shift..self.end()).map(|i| word.get(i).copied().unwrap_or(Bit::FALSE)).collect()
-    }
+/// The unsigned number of these bits as an output; bits from 64 on vanish in every ring.
+pub(super) fn unsigned_word(bits: &[Bit]) -> Word {
+    Word { constant: 0, terms: bits.iter().take(64).enumerate().map(|(i, &b)| (b, 1 << i)).collect() }
 }
 
 /// A circuit under construction with the inputs of every gadget.
@@ -58,11 +53,7 @@ pub(super) struct Io {
     pub b: CircuitBuilder,
     garbler: Vec<Bit>,
     evaluator: Vec<Bit>,
-    masks: Vec<Bit>,
-    outputs: Vec<Bit>,
     ring_in: ShareModulus,
-    ring_out: ShareModulus,
-    cols: usize,
 }
 
 impl Io {
@@ -71,15 +62,10 @@ impl Io {
         require(ring_out.is_valid(), "bits of the output ring", ring_out.bits(), "1 to 64")?;
         require((1..=MAX_COLS).contains(&cols), "the row length", cols as u64, "1 to 4096")?;
         let mut b = CircuitBuilder::new();
-        let (bits_in, bits_out) = (ring_in.bits() as usize, ring_out.bits() as usize);
-        let garbler = b.garbler_inputs(cols * bits_in);
-        let evaluator = b.evaluator_inputs(cols * bits_in);
-        let masks = b.evaluator_inputs(cols * bits_out);
-        Ok(Self { b, garbler, evaluator, masks, outputs: Vec::new(), ring_in, ring_out, cols })
-    }
-
-    pub(super) fn width_out(&self) -> usize {
-        self.ring_out.bits() as usize
+        let bits = ring_in.bits() as usize;
+        let garbler = b.garbler_inputs(cols * bits);
+        let evaluator = b.evaluator_inputs(cols * bits);
+        Ok(Self { b, garbler, evaluator, ring_in })
     }
 
     pub(super) fn check_shift(&self, shift: Option<u32>) -> Result<u32, GadgetError> {
@@ -94,11 +80,17 @@ impl Io {
         }
     }
 
-    /// Element `j` without its low `drop` bits.
-    pub(super) fn recombine(&mut self, j: usize, drop: u32) -> Vec<Bit> {
+    /// Both parties' shares of element `j`.
+    pub(super) fn shares(&self, j: usize) -> (Vec<Bit>, Vec<Bit>) {
         let width = self.ring_in.bits() as usize;
         let range = j * width..(j + 1) * width;
-        add_high(&mut self.b, &self.garbler[range.clone()], &self.evaluator[range], drop as usize, width)
+        (self.garbler[range.clone()].to_vec(), self.evaluator[range].to_vec())
+    }
+
+    /// Element `j` without its low `drop` bits.
+    pub(super) fn recombine(&mut self, j: usize, drop: u32) -> Vec<Bit> {
+        let (garbler, evaluator) = self.shares(j);
+        add_high(&mut self.b, &garbler, &evaluator, drop as usize, self.ring_in.bits() as usize)
     }
 
     /// The sign and the ones' complement magnitude, one bit shorter than `x`.
@@ -107,43 +99,5 @@ impl Io {
             Some((&sign, low)) => (sign, xor_all(&mut self.b, low, sign)),
             None => (Bit::FALSE, Vec::new()),
         }
-    }
-
-    /// Subtracts the mask of element `j` from its result (0 beyond its bits) and makes it an output; in order of `j`.
-    pub(super) fn emit(&mut self, j: usize, result: &[Bit]) {
-        let width = self.width_out();
-        let masked = sub(&mut self.b, result, &self.masks[j * width..(j + 1) * width], width);
-        self.outputs.extend(masked);
-    }
-
-    pub(super) fn finish(self, garbler_offset: u64) -> Gadget {
-        Gadget::from_parts(self.b.finish(&self.outputs), self.ring_in, self.ring_out, self.cols, garbler_offset)
-    }
-}
-
-/// Bits of mixed widths in the packing of [`bits::pack`].
-#[derive(Default)]
-pub(super) struct BitString {
-    bytes: Vec<u8>,
-    word: u128,
-    fill: u32,
-}
-
-impl BitString {
-    pub(super) fn push(&mut self, value: u64, bits: u32) {
-        self.word |= u128::from(value & (u64::MAX >> (64 - bits))) << self.fill;
-        self.fill += bits;
-        while self.fill >= 8 {
-            self.bytes.push(self.word as u8);
-            self.word >>= 8;
-            self.fill -= 8;
-        }
-    }
-
-    pub(super) fn finish(mut self) -> Vec<u8> {
-        if self.fill > 0 {
-            self.bytes.push(self.word as u8);
-        }
-        self.bytes
     }
 }

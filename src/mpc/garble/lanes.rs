@@ -8,8 +8,8 @@ use aes::cipher::consts::U16;
 use aes::cipher::{BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, InOut, ParBlocks};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::circuit::{Circuit, Gate, SEGMENT_ANDS};
-use super::half_gates::{GATE_BYTES, GROUP, KeySchedule, gate_tweak};
+use super::circuit::{Circuit, Gate, Term, Words};
+use super::half_gates::{GROUP, KeySchedule, gate_tweak};
 use crate::mpc::block::{BLOCK_BYTES, Block};
 
 type AesBlock = Array<u8, U16>;
@@ -40,16 +40,21 @@ pub(super) struct Scratch {
     slots: usize,
     full: Option<Box<Space<FULL>>>,
     narrow: Option<Box<Space<NARROW>>>,
-    /// Bit `i` of word `o` is the colour or permute bit of output `o` in instance `i`.
-    outputs: Vec<u32>,
+    /// Word `w` of instance `i` at `w * GROUP + i`: sums of projected values, or of their masks.
+    sums: Vec<u64>,
 }
 
 impl Scratch {
     pub(super) fn new(circuit: &Circuit) -> Self {
-        Self { slots: circuit.slots(), full: None, narrow: None, outputs: vec![0; circuit.outputs()] }
+        Self {
+            slots: circuit.slots(),
+            full: None,
+            narrow: None,
+            sums: vec![0; circuit.words().constants.len() * GROUP],
+        }
     }
 
-    /// Garbles a group: fills its tables and packed permute bits.
+    /// Garbles a group: fills its tables and the packed masks of its outputs.
     pub(super) fn garble(
         &mut self,
         circuit: &Circuit,
@@ -63,15 +68,15 @@ impl Scratch {
         let delta = [delta.0 as u64, (delta.0 >> 64) as u64];
         if labels.width <= NARROW / 2 {
             let space = self.narrow.get_or_insert_with(|| Space::new(self.slots));
-            garble(space, &mut self.outputs, circuit, keys, group, labels, delta, tables);
+            garble(space, &mut self.sums, circuit, keys, group, labels, delta, tables);
         } else {
             let space = self.full.get_or_insert_with(|| Space::new(self.slots));
-            garble(space, &mut self.outputs, circuit, keys, group, labels, delta, tables);
+            garble(space, &mut self.sums, circuit, keys, group, labels, delta, tables);
         }
-        pack(&self.outputs, labels.width, packed);
+        pack(&self.sums, circuit.words().bits, labels.width, packed);
     }
 
-    /// Evaluates a group: fills its packed colour bits.
+    /// Evaluates a group: fills its packed masked outputs.
     pub(super) fn evaluate(
         &mut self,
         circuit: &Circuit,
@@ -83,18 +88,18 @@ impl Scratch {
     ) {
         if labels.width <= NARROW / 2 {
             let space = self.narrow.get_or_insert_with(|| Space::new(self.slots));
-            evaluate(space, &mut self.outputs, circuit, keys, group, labels, tables);
+            evaluate(space, &mut self.sums, circuit, keys, group, labels, tables);
         } else {
             let space = self.full.get_or_insert_with(|| Space::new(self.slots));
-            evaluate(space, &mut self.outputs, circuit, keys, group, labels, tables);
+            evaluate(space, &mut self.sums, circuit, keys, group, labels, tables);
         }
-        pack(&self.outputs, labels.width, packed);
+        pack(&self.sums, circuit.words().bits, labels.width, packed);
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        self.outputs.zeroize();
+        self.sums.zeroize();
     }
 }
 
@@ -124,6 +129,7 @@ impl<const N: usize> Space<N> {
                 input: [zero; 4],
                 image: [zero; 4],
                 table: [zero; 2],
+                words: zero,
             },
         })
     }
@@ -145,11 +151,13 @@ struct Buffers<const N: usize> {
     image: [Lanes<N>; 4],
     /// Generator half, evaluator half.
     table: [Lanes<N>; 2],
+    /// A projection's ciphertexts, one word an instance in the first half.
+    words: Lanes<N>,
 }
 
 fn garble<const N: usize>(
     space: &mut Space<N>,
-    outputs: &mut [u32],
+    sums: &mut [u64],
     circuit: &Circuit,
     keys: &KeySchedule,
     group: u64,
@@ -157,64 +165,70 @@ fn garble<const N: usize>(
     delta: [u64; 2],
     tables: &mut [u8],
 ) {
-    let segment_bytes = (SEGMENT_ANDS * GATE_BYTES * labels.width).max(1);
-    let mut tables = tables.chunks_mut(segment_bytes);
+    // What the evaluator will sum is the words plus these.
+    for (sums, &constant) in sums.chunks_exact_mut(GROUP).zip(&circuit.words().constants) {
+        sums.fill(constant.wrapping_neg());
+    }
+    let mut tables = tables;
     for (s, range) in circuit.segments().iter().enumerate() {
         keys.cipher(group, s as u32).encrypt_with_backend(GarbleSegment {
             gates: &circuit.gates()[range.clone()],
+            words: circuit.words(),
             space,
-            outputs,
+            sums,
             labels,
             garbler_inputs: circuit.garbler_inputs(),
             delta,
-            tables: tables.next().unwrap_or_default(),
+            tables: &mut tables,
         });
     }
 }
 
 fn evaluate<const N: usize>(
     space: &mut Space<N>,
-    outputs: &mut [u32],
+    sums: &mut [u64],
     circuit: &Circuit,
     keys: &KeySchedule,
     group: u64,
     labels: GroupLabels<'_>,
     tables: &[u8],
 ) {
-    let segment_bytes = (SEGMENT_ANDS * GATE_BYTES * labels.width).max(1);
-    let mut tables = tables.chunks(segment_bytes);
+    sums.fill(0);
+    let mut tables = tables;
     for (s, range) in circuit.segments().iter().enumerate() {
         keys.cipher(group, s as u32).encrypt_with_backend(EvaluateSegment {
             gates: &circuit.gates()[range.clone()],
+            words: circuit.words(),
             space,
-            outputs,
+            sums,
             labels,
             garbler_inputs: circuit.garbler_inputs(),
-            tables: tables.next().unwrap_or_default(),
+            tables: &mut tables,
         });
     }
 }
 
-struct GarbleSegment<'a, const N: usize> {
+struct GarbleSegment<'a, 'b, const N: usize> {
     gates: &'a [Gate],
+    words: &'a Words,
     space: &'a mut Space<N>,
-    outputs: &'a mut [u32],
+    sums: &'a mut [u64],
     labels: GroupLabels<'a>,
     garbler_inputs: usize,
     delta: [u64; 2],
-    tables: &'a mut [u8],
+    /// What is left of the group's tables.
+    tables: &'a mut &'b mut [u8],
 }
 
-impl<const N: usize> BlockSizeUser for GarbleSegment<'_, N> {
+impl<const N: usize> BlockSizeUser for GarbleSegment<'_, '_, N> {
     type BlockSize = U16;
 }
 
-impl<const N: usize> BlockCipherEncClosure for GarbleSegment<'_, N> {
+impl<const N: usize> BlockCipherEncClosure for GarbleSegment<'_, '_, N> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
         let Space { slots, gate: g } = self.space;
         let half = self.labels.width * BLOCK_BYTES;
-        let mut tables = self.tables.chunks_exact_mut((2 * half).max(1));
         for pair in g.delta.chunks_exact_mut(2).zip(g.step.chunks_exact_mut(2)) {
             pair.0.copy_from_slice(&self.delta);
             pair.1.copy_from_slice(&[self.delta[1], self.delta[0] ^ self.delta[1]]);
@@ -248,39 +262,49 @@ impl<const N: usize> BlockCipherEncClosure for GarbleSegment<'_, N> {
                         &mut slots[out as usize].0,
                         &mut g.table,
                     );
-                    if let Some(table) = tables.next() {
-                        let (first, second) = table.split_at_mut(half);
-                        write_lanes(&g.table[0], first);
-                        write_lanes(&g.table[1], second);
-                    }
+                    write_lanes(&g.table[0], self.tables.split_off_mut(..half).unwrap_or_default());
+                    write_lanes(&g.table[1], self.tables.split_off_mut(..half).unwrap_or_default());
                 }
-                Gate::Output { index, a, invert } => {
-                    self.outputs[index as usize] = colours(&slots[a as usize].0) ^ u32::from(invert).wrapping_neg();
+                Gate::Project { term, a } => {
+                    let term = self.words.terms[term as usize];
+                    g.x = slots[a as usize].0;
+                    let [x0, x1, ..] = &mut g.input;
+                    sigma(&g.x, gate_tweak(gate_index, 0), x0);
+                    add_masked(x0, &g.step, u64::MAX, x1);
+                    gate_index += 1;
+                    select_masks(&g.x, &mut g.masks[0]);
+                    let masks = opaque(&g.masks[0]);
+                    encrypt(backend, g.input[..2].as_flattened(), g.image[..2].as_flattened_mut());
+                    let sums = &mut self.sums[term.word as usize * GROUP..][..N / 2];
+                    project_garbled(term, masks, &g.input, &g.image, sums, &mut g.words);
+                    let bytes = self.labels.width * term.bytes as usize;
+                    write_words(&g.words, term.bytes, self.tables.split_off_mut(..bytes).unwrap_or_default());
                 }
             }
         }
     }
 }
 
-struct EvaluateSegment<'a, const N: usize> {
+struct EvaluateSegment<'a, 'b, const N: usize> {
     gates: &'a [Gate],
+    words: &'a Words,
     space: &'a mut Space<N>,
-    outputs: &'a mut [u32],
+    sums: &'a mut [u64],
     labels: GroupLabels<'a>,
     garbler_inputs: usize,
-    tables: &'a [u8],
+    /// What is left of the group's tables.
+    tables: &'a mut &'b [u8],
 }
 
-impl<const N: usize> BlockSizeUser for EvaluateSegment<'_, N> {
+impl<const N: usize> BlockSizeUser for EvaluateSegment<'_, '_, N> {
     type BlockSize = U16;
 }
 
-impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, N> {
+impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, '_, N> {
     #[inline(always)]
     fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
         let Space { slots, gate: g } = self.space;
         let half = self.labels.width * BLOCK_BYTES;
-        let mut tables = self.tables.chunks_exact((2 * half).max(1));
         let mut gate_index = 0;
         for gate in self.gates {
             match *gate {
@@ -289,11 +313,8 @@ impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, N> {
                 // The garbler's zero labels carry negations: the evaluator does not see them.
                 Gate::And { out, a, b, .. } => {
                     let (x, y) = (&slots[a as usize].0, &slots[b as usize].0);
-                    if let Some(table) = tables.next() {
-                        let (first, second) = table.split_at(half);
-                        read_lanes(&mut g.table[0], first);
-                        read_lanes(&mut g.table[1], second);
-                    }
+                    read_lanes(&mut g.table[0], self.tables.split_off(..half).unwrap_or_default());
+                    read_lanes(&mut g.table[1], self.tables.split_off(..half).unwrap_or_default());
                     sigma(x, gate_tweak(gate_index, 0), &mut g.input[0]);
                     sigma(y, gate_tweak(gate_index, 1), &mut g.input[1]);
                     gate_index += 1;
@@ -304,7 +325,19 @@ impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, N> {
                     encrypt(backend, g.input[..2].as_flattened(), g.image[..2].as_flattened_mut());
                     combine_evaluated(&g.x, masks, &g.input, &g.image, &g.table, &mut slots[out as usize].0);
                 }
-                Gate::Output { index, a, .. } => self.outputs[index as usize] = colours(&slots[a as usize].0),
+                Gate::Project { term, a } => {
+                    let term = self.words.terms[term as usize];
+                    let bytes = self.labels.width * term.bytes as usize;
+                    read_words(&mut g.words, term.bytes, self.tables.split_off(..bytes).unwrap_or_default());
+                    let x = &slots[a as usize].0;
+                    sigma(x, gate_tweak(gate_index, 0), &mut g.input[0]);
+                    gate_index += 1;
+                    select_masks(x, &mut g.masks[0]);
+                    let masks = opaque(&g.masks[0]);
+                    encrypt(backend, g.input[..1].as_flattened(), g.image[..1].as_flattened_mut());
+                    let sums = &mut self.sums[term.word as usize * GROUP..][..N / 2];
+                    project_evaluated(term, masks, &g.input[0], &g.image[0], &g.words, sums);
+                }
             }
         }
     }
@@ -408,6 +441,46 @@ fn combine_evaluated<const N: usize>(
     }
 }
 
+/// A projection: `sums` lose the masks `r` under which the bit will be summed, `words` become the ciphertexts.
+///
+/// With keys `k0`, `k1` of the labels of colour 0 and 1 and permute bit `p`, `r = k0 - p * unit`, so that the value under
+/// colour 0 is `k0` and needs no ciphertext; the one under colour 1, `r + (1 - p) * unit`, is sent less `k1`.
+#[inline(always)]
+fn project_garbled<const N: usize>(
+    term: Term,
+    masks: &Lanes<N>,
+    input: &[Lanes<N>; 4],
+    image: &[Lanes<N>; 4],
+    sums: &mut [u64],
+    words: &mut Lanes<N>,
+) {
+    for (i, sum) in sums.iter_mut().enumerate().take(N / 2) {
+        let (h0, h1) = (input[0][2 * i] ^ image[0][2 * i], input[1][2 * i] ^ image[1][2 * i]);
+        let p = masks[2 * i];
+        let k0 = h0 ^ (p & (h0 ^ h1));
+        let k1 = h0 ^ h1 ^ k0;
+        let r = k0.wrapping_sub(p & term.unit);
+        words[i] = r.wrapping_add(!p & term.unit).wrapping_sub(k1);
+        *sum = sum.wrapping_add(r << term.shift);
+    }
+}
+
+/// Adds the value under the label at hand.
+#[inline(always)]
+fn project_evaluated<const N: usize>(
+    term: Term,
+    masks: &Lanes<N>,
+    input: &Lanes<N>,
+    image: &Lanes<N>,
+    words: &Lanes<N>,
+    sums: &mut [u64],
+) {
+    for (i, sum) in sums.iter_mut().enumerate().take(N / 2) {
+        let value = (input[2 * i] ^ image[2 * i]).wrapping_add(masks[2 * i] & words[i]);
+        *sum = sum.wrapping_add(value << term.shift);
+    }
+}
+
 #[inline(always)]
 fn encrypt<B: BlockCipherEncBackend<BlockSize = U16>>(backend: &B, input: &[u64], image: &mut [u64]) {
     let (input, _) = AesBlock::slice_as_chunks(bytemuck::cast_slice(input));
@@ -449,29 +522,67 @@ fn read_lanes<const N: usize>(lanes: &mut Lanes<N>, bytes: &[u8]) {
     }
 }
 
-/// Bit 0 of every label.
+/// The low `bytes` bytes of each word, as many words as `out` takes.
 #[inline(always)]
-fn colours<const N: usize>(x: &Lanes<N>) -> u32 {
-    (0..N / 2).fold(0, |acc, i| acc | ((x[2 * i] & 1) as u32) << i)
+fn write_words(words: &[u64], bytes: u32, out: &mut [u8]) {
+    fn each<const B: usize>(words: &[u64], out: &mut [u8]) {
+        for (to, x) in out.as_chunks_mut::<B>().0.iter_mut().zip(words) {
+            to.copy_from_slice(&x.to_le_bytes()[..B]);
+        }
+    }
+    match bytes {
+        1 => each::<1>(words, out),
+        2 => each::<2>(words, out),
+        3 => each::<3>(words, out),
+        4 => each::<4>(words, out),
+        5 => each::<5>(words, out),
+        6 => each::<6>(words, out),
+        7 => each::<7>(words, out),
+        _ => each::<8>(words, out),
+    }
 }
 
-/// Words of instances (one an output) to packed bits in the order `[instance][output]`.
-fn pack(outputs: &[u32], width: usize, packed: &mut [u8]) {
+/// The reverse.
+#[inline(always)]
+fn read_words(words: &mut [u64], bytes: u32, from: &[u8]) {
+    fn each<const B: usize>(words: &mut [u64], from: &[u8]) {
+        for (x, from) in words.iter_mut().zip(from.as_chunks::<B>().0) {
+            let mut word = [0; 8];
+            word[..B].copy_from_slice(from);
+            *x = u64::from_le_bytes(word);
+        }
+    }
+    match bytes {
+        1 => each::<1>(words, from),
+        2 => each::<2>(words, from),
+        3 => each::<3>(words, from),
+        4 => each::<4>(words, from),
+        5 => each::<5>(words, from),
+        6 => each::<6>(words, from),
+        7 => each::<7>(words, from),
+        _ => each::<8>(words, from),
+    }
+}
+
+/// The low `bits` bits of the words of every instance, in the order `[instance][word]`.
+fn pack(sums: &[u64], bits: u32, width: usize, packed: &mut [u8]) {
+    let mask = u64::MAX >> (64 - bits);
     let mut bytes = packed.iter_mut();
-    let (mut byte, mut fill) = (0u8, 0);
+    let (mut word, mut fill) = (0u128, 0);
     for instance in 0..width {
-        for word in outputs {
-            byte |= ((word >> instance & 1) as u8) << fill;
-            fill += 1;
-            if fill == 8 {
+        for sums in sums.chunks_exact(GROUP) {
+            word |= u128::from(sums[instance] & mask) << fill;
+            fill += bits;
+            while fill >= 8 {
                 if let Some(slot) = bytes.next() {
-                    *slot = byte;
+                    *slot = word as u8;
                 }
-                (byte, fill) = (0, 0);
+                word >>= 8;
+                fill -= 8;
             }
         }
     }
     if let Some(slot) = bytes.next() {
-        *slot = byte;
+        *slot = word as u8;
     }
 }

@@ -1,7 +1,7 @@
 //! Garbled circuits: Boolean circuits, the gadgets of the non-linear layers, half-gates.
 //!
 //! * [`circuit`]: circuits and their plain evaluation; [`builder`]: how they are made;
-//! * [`arith`]: integer arithmetic, tables and shifters as gates;
+//! * [`arith`]: integer arithmetic and shifters as gates; `pieces`: piecewise functions;
 //! * [`gadget`]: the functions of [`crate::arith::fixed`] on additive shares;
 //! * [`half_gates`]: garbling and evaluating many instances of one circuit side by side.
 
@@ -12,7 +12,8 @@ pub mod gadget;
 pub mod half_gates;
 mod io;
 mod lanes;
+mod pieces;
 
-pub use builder::{Bit, CircuitBuilder};
+pub use builder::{Bit, CircuitBuilder, Word};
 pub use circuit::{Circuit, CircuitError};
 pub use gadget::{Gadget, GadgetError};

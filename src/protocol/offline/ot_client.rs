@@ -126,12 +126,10 @@ impl OtClient {
         let op = &graph.node(node).op;
         let matrix = match plan.ot(node) {
             Some(OtPlan::Garbled(g)) => {
-                let input = op.inputs()[0];
-                let (share, next) = (board.expect(graph, input)?, board.expect(graph, graph.node(node).output)?);
-                let elements = g.elements(chunk);
+                let share = board.expect(graph, op.inputs()[0])?;
                 let choices = g
                     .gadget
-                    .evaluator_bits(&share[elements.clone()], &next[elements])
+                    .evaluator_bits(&share[g.elements(chunk)])
                     .map_err(|e| ProtocolError::Garble(e.to_string()))?;
                 let count = g.chunk(chunk).len() * g.gadget.circuit().evaluator_inputs();
                 let (matrix, mut labels) = receiver.choose(&Zeroizing::new(choices), count)?;

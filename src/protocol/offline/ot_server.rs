@@ -126,7 +126,7 @@ impl OtServer {
                 let garbled = Garbling::new(circuit, secrets.delta, key, &seed)
                     .and_then(|g| g.garble_chunk(&zero, range.len()))
                     .map_err(|e| ProtocolError::Garble(e.to_string()))?;
-                self.correlation.put_permute((id, chunk), garbled.permute.to_vec());
+                self.correlation.put_permute((id, chunk), garbled.masks.to_vec());
                 self.finished(id);
                 let (node, chunk, tables) = (id.0 as u32, chunk as u32, garbled.tables);
                 self.outgoing.push_back(Message::Tables { node, chunk, tables });

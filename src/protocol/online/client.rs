@@ -163,7 +163,14 @@ impl OnlineClient {
             .filter(|l| l.len() == count * plan.gadget.circuit().garbler_inputs())
             .ok_or_else(|| ProtocolError::Mismatch { detail: format!("labels of node {} chunk {chunk}", id.0) })?;
         let key = gate_key(&self.correlation.session, id, plan.chunk(chunk).start);
-        let bits = evaluate_chunk(plan.gadget.circuit(), key, &tables, &own, &theirs, count)
+        let values = evaluate_chunk(plan.gadget.circuit(), key, &tables, &own, &theirs, count)
+            .map_err(|e| ProtocolError::Garble(e.to_string()))?;
+        // The masked results less the next shares are what the server gets.
+        let graph = &self.plan.graph;
+        let next = self.correlation.board.expect(graph, graph.node(id).output)?;
+        let bits = plan
+            .gadget
+            .reply(&values, &next[plan.elements(chunk)])
             .map_err(|e| ProtocolError::Garble(e.to_string()))?;
         self.colours.extend_from_slice(&bits);
         if chunk + 1 == plan.chunks() {
