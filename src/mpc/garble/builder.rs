@@ -367,7 +367,7 @@ mod tests {
         let dead = b.and(!x, y);
         b.xor(dead, p);
         let c = b.finish(&[p, Bit::TRUE, x, !x, Bit::FALSE, p]);
-        assert_eq!((c.and_count(), c.outputs(), c.xor_count()), (1, 6, 1));
+        assert_eq!((c.and_count(), c.outputs(), c.xor_count()), (1, 6, 0));
         for (x, y) in [(false, false), (false, true), (true, false), (true, true)] {
             assert_eq!(c.eval(&[x], &[y]).unwrap(), [x & !y, true, x, !x, false, x & !y]);
         }
