@@ -54,6 +54,12 @@ impl ExpTable {
         (0..1 << self.frac_bits).map(|r| line(r).wrapping_add_signed(-pieces.eval(r))).collect()
     }
 
+    /// How much larger the numerators of a row are than powers of two of the distance to its maximum: `2^r` in `[1, 2)`.
+    pub fn row_factor(&self, scores: &[i128]) -> f64 {
+        let most = scores.iter().map(|&s| round_shift(s, self.shift())).max().unwrap_or(0);
+        libm::exp2((most & ((1 << self.frac_bits) - 1)) as f64 / libm::exp2(self.frac_bits as f64))
+    }
+
     /// One row of scores to one row of numerators; `table` is [`Self::table`].
     pub fn eval_row(&self, table: &[u64], scores: &[i128]) -> Vec<i128> {
         let short: Vec<i128> = scores.iter().map(|&s| round_shift(s, self.shift())).collect();
@@ -98,6 +104,7 @@ mod tests {
         assert!((e[2] as f64 / 4096.0 - 2f64.powf(-4.5)).abs() < 1.2 / 4096.0);
         // The whole part of the maximum counts, so that the largest is in [1, 2).
         let e = f.eval_row(&f.table(), &[(7.75 * 262144.0) as i128, 7 << 18]);
+        assert!((f.row_factor(&[(7.75 * 262144.0) as i128, 7 << 18]) - 2f64.powf(0.75)).abs() < 1e-12);
         assert!(e[1] == 4096 && (e[0] as f64 / 4096.0 / 2f64.powf(0.75) - 1.0).abs() < 0.0021);
         assert!(f.eval_row(&f.table(), &[]).is_empty());
     }

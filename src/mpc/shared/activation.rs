@@ -17,7 +17,7 @@ use super::meter::Cost;
 use super::party::{Party, Shares};
 use super::range::Range;
 use super::truncate::{Extend, extend};
-use crate::arith::fixed::{Activation, ActivationTable};
+use crate::arith::fixed::{Activation, ActivationTable, error};
 
 /// Fraction bits of `g` beyond the output's.
 const GUARD: u32 = 2;
@@ -43,7 +43,7 @@ struct Smooth {
     table: Interpolation,
     /// What makes results of the table non-negative.
     lift: u64,
-    /// Distance from the oracle's table, in units of the output.
+    /// Distance from the oracle's pieces, in units of the output.
     error: f64,
 }
 
@@ -77,7 +77,9 @@ impl SharedActivation {
         let real = |x: f64| -f.activation.real(-x * libm::exp2(-f64::from(f.out_frac))) * scale;
         let largest = (0..64u32 << f.range_log2).map(|i| real(f64::from(i) * libm::exp2(f64::from(f.out_frac)) / 64.0));
         let largest = largest.fold(0.0, f64::max);
-        let index = f.table_bits.saturating_sub(1).clamp(2, 8).min(range);
+        // Lines of an eighth are within 0.005, and a fourfold error takes half as many.
+        let lines = libm::ceil(-libm::log2(30.0 * error(f.error_ppm))).max(0.0) as u32;
+        let index = (f.range_log2 + lines).clamp(2, 8).min(range);
         let stretch = match (index - 1).min(this.kept() - range) {
             1 => 0,
             stretch => stretch,
@@ -92,11 +94,11 @@ impl SharedActivation {
         // A clear highest bit for the extension.
         let ring = libm::ceil(libm::log2(largest * 1.25 + f64::from(4 << GUARD))) as u32 + 1;
         let table = Interpolation::new(circle, index, (circle - index).min(4), ring, used, g)?;
-        // The oracle's constants are off by half a cell's slope on both sides.
-        let exact = f.table();
+        // The oracle's pieces are off by what they are allowed.
+        let exact = f.pieces();
         let error = (0..1usize << range)
             .map(|p| {
-                let entry = exact.get(p << (f.in_frac - f.out_frac) >> f.index_shift()).copied().unwrap_or(0);
+                let entry = exact.as_ref().map_or(0, |g| g.eval((p as u64) << (f.in_frac - f.out_frac)));
                 (entry as f64 - real(p as f64) / f64::from(1 << GUARD)).abs()
             })
             .fold(0.0, f64::max);

@@ -9,6 +9,9 @@
 //!    and the carry of those bits; the client multiplies by its `2^-f_C` with COTs.
 //! 4. Zero digits of the upper bits say whether the result is not 0 altogether; a selection, an extension to the output ring.
 //!
+//! The garbled function leaves the fraction of the row's maximum in all numerators of a row, a factor in `[1, 2)`, which saves
+//! it comparisons; here it would cost carries. The quotient of softmax does not see the factor.
+//!
 //! A 1-of-64 table of `2^-x` after an exact carry of the fraction, then two 1-of-16 lookups for the shift, would take 80 + 12 +
 //! 88 bytes where this takes 52 + 28, and would be coarser.
 
@@ -21,7 +24,7 @@ use super::lookup::{Lookup, equal};
 use super::meter::Cost;
 use super::party::{Party, Role, Shares};
 use super::truncate::Extend;
-use crate::arith::fixed::ExpTable;
+use crate::arith::fixed::{ExpTable, error};
 
 /// Least fraction bits kept of a score, if it has so many.
 const FRACTION: u32 = 10;
@@ -48,7 +51,9 @@ pub(super) struct SharedExp {
     /// `2^(-i / 2^fraction)` for the upper and the lower bits of `i`.
     powers: [Vec<u64>; 2],
     /// Fraction bits of the exact function's scores.
-    table_bits: u32,
+    score_frac: u32,
+    /// Relative error of the exact function's mantissas.
+    exact_error: f64,
 }
 
 impl SharedExp {
@@ -79,7 +84,8 @@ impl SharedExp {
             near,
             factor: f.out_frac.max(8),
             powers,
-            table_bits: f.frac_bits,
+            score_frac: f.frac_bits,
+            exact_error: error(f.error_ppm),
         })
     }
 
@@ -124,9 +130,10 @@ impl SharedExp {
         distance * f64::from(1u32 << self.out_frac) + 3.5
     }
 
-    /// Distance from [`ExpTable::eval_row`]: its scores are rounded, so it is off by one unit of the distance.
+    /// Distance from [`ExpTable::eval_row`] over [`ExpTable::row_factor`]: its scores are rounded, so it is off by one unit
+    /// of the distance, and its mantissas by their error.
     pub(super) fn error_bound(&self) -> u64 {
-        let distance = libm::exp2(1.0 / f64::from(1u32 << self.table_bits)) - 1.0;
+        let distance = libm::exp2(1.0 / f64::from(1u32 << self.score_frac)) - 1.0 + self.exact_error;
         (self.real_error() + distance * f64::from(1u32 << self.out_frac) + 1.5).ceil() as u64
     }
 

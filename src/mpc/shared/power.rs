@@ -14,7 +14,7 @@ use super::logic::{Mux, mux, mux_cost, sign, sign_cost};
 use super::meter::Cost;
 use super::party::{Party, Shares};
 use super::truncate::{Extend, Truncate};
-use crate::arith::fixed::{PowerTable, RowPower};
+use crate::arith::fixed::{PowerTable, RowPower, error};
 
 /// Bits of the normalised value that count.
 const CIRCLE: u32 = 16;
@@ -92,7 +92,7 @@ impl SharedPower {
         // Where bits are dropped to normalise, the position is off by one.
         let dropped = if width > circle { libm::exp2(1.0 - f64::from(circle)) } else { 0.0 };
         let relative = Self::relative_error(&table, value, circle, first) + dropped;
-        let exact_relative = libm::exp2(-1.0 - f64::from(f.table_bits)) + libm::exp2(1.0 - f64::from(f.entry_bits));
+        let exact_relative = error(f.error_ppm) + libm::exp2(1.0 - f64::from(f.entry_bits));
         Ok(Self {
             width,
             step,

@@ -9,7 +9,7 @@ use super::meter::Cost;
 use super::party::{Party, Shares};
 use super::range::Range;
 use super::truncate::Extend;
-use crate::arith::fixed::TanhTable;
+use crate::arith::fixed::{TanhTable, error};
 
 /// Most fraction bits kept of the input.
 const FRACTION: u32 = 12;
@@ -53,12 +53,11 @@ impl SharedTanh {
         };
         let ring = f.out_frac + GUARD + 3;
         let table = Interpolation::new(circle, 8, (circle - 8).min(5), ring, 1 << range, real)?;
-        let exact = f.table();
-        let limit = exact.last().copied().unwrap_or(0);
-        // Half a cell's slope, and what is left of 1 at the range's end.
-        let cell = libm::exp2(f64::from(f.out_frac + f.range_log2) - f64::from(f.table_bits));
-        let end = libm::exp2(f64::from(f.out_frac)) - limit as f64;
-        let error = 3.5 + table.error() / f64::from(1 << GUARD) + cell / 2.0;
+        let limit = f.limit() as u64;
+        // What is left to 1 at the range's end.
+        let end = libm::exp2(f64::from(f.out_frac)) * (1.0 - libm::tanh(f64::from(1u32 << f.range_log2)));
+        let exact = error(f.error_ppm) * libm::exp2(f64::from(f.out_frac));
+        let error = 3.5 + table.error() / f64::from(1 << GUARD) + exact;
         let real_error = 2.5 + end + table.error() / f64::from(1 << GUARD);
         Ok(Self { input, output, shift, range, circle, table, out_frac: f.out_frac, limit, error, real_error })
     }
