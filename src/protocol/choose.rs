@@ -96,7 +96,7 @@ const IKNP_COT: f64 = 9.0;
 /// A silent COT.
 const SILENT_COT: f64 = 60.0;
 /// A byte that a layer on shares sends: it is hashed at both ends.
-const SHARED_BYTE: f64 = 1.5;
+const SHARED_BYTE: f64 = 6.0;
 
 /// A product of one limb, in transforms.
 const PRODUCT: f64 = 0.5;
@@ -123,6 +123,8 @@ pub fn decide(
     let ots: &[OtMethod] = match ot {
         OtChoice::Fixed(OtMethod::Iknp) => &[OtMethod::Iknp],
         OtChoice::Fixed(OtMethod::Silent) => &[OtMethod::Silent],
+        // Who asks for layers on shares on a link without limit asks for few bytes.
+        OtChoice::Auto if nonlinear == Nonlinear::Shared && circumstances.byte == 0.0 => &[OtMethod::Silent],
         OtChoice::Auto => &[OtMethod::Iknp, OtMethod::Silent],
     };
     let (garbled, shared) = match nonlinear {
@@ -132,7 +134,8 @@ pub fn decide(
     };
     let mut best: Option<(f64, Settings, Vec<String>)> = None;
     for &method in ots {
-        let (mut total, mut methods, mut reasons) = (0.0, Methods::GARBLED, Vec::new());
+        let asked = if nonlinear == Nonlinear::Shared { Methods::SHARED } else { Methods::GARBLED };
+        let (mut total, mut methods, mut reasons) = (0.0, asked, Vec::new());
         let products = garbled.as_ref().or(shared.as_ref()).map_or(0.0, |p| products(p, method, circumstances));
         total += products;
         for kind in LayerKind::ALL {
@@ -208,7 +211,7 @@ fn price(plan: &Plan, kind: LayerKind, ot: OtMethod, c: &Circumstances) -> Optio
                 OtPlan::Garbled(g) => {
                     let ands = g.and_gates() as f64;
                     let labels = 16.0 * (g.instances * g.gadget.circuit().garbler_inputs()) as f64;
-                    sum.seconds += c.work(AND * ands).max(32.0 * ands * c.byte) + labels * c.byte;
+                    sum.seconds += c.work(AND * ands).max(g.table_bytes() as f64 * c.byte) + labels * c.byte;
                     flights = flights.max(2);
                 }
                 OtPlan::Shared(s) => {
@@ -239,5 +242,47 @@ fn cot_seconds(cots: CotDemand, ot: OtMethod, c: &Circumstances) -> f64 {
     match ot {
         OtMethod::Iknp => c.work(IKNP_COT * count).max(16.0 * count * c.byte),
         OtMethod::Silent => c.work(SILENT_COT * count) + 0.2 * count * c.byte,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{model::Model, protocol::parameter_set};
+
+    fn on(byte: f64, round_trip: f64, nonlinear: Nonlinear, ot: OtChoice) -> Decision {
+        let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2")).unwrap();
+        let circumstances = Circumstances { byte, round_trip, aes_block: 4e-9, ntt: 1e-5, threads: 2 };
+        decide(&model.client().graph(8).unwrap(), &parameter_set().unwrap(), nonlinear, ot, &circumstances).unwrap()
+    }
+
+    #[test]
+    fn the_link_decides() {
+        // Only round trips cost: one each is best, which a truncation on shares has too. Only bytes cost: as few as possible.
+        let far = on(0.0, 10.0, Nonlinear::Auto, OtChoice::Auto);
+        assert_eq!(far.settings.methods.with(LayerKind::Truncate, Method::Garbled), Methods::GARBLED);
+        assert_eq!(far.settings.layout, Layout::Work);
+        let narrow = on(1e-4, 0.0, Nonlinear::Auto, OtChoice::Auto);
+        let expected = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Least };
+        assert_eq!(narrow.settings, expected);
+        assert!(narrow.reasons.iter().any(|r| r.starts_with("exp: shared, estimated")), "{:?}", narrow.reasons);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_done() {
+        for (byte, round_trip) in [(0.0, 10.0), (1e-4, 0.0)] {
+            for method in [OtMethod::Iknp, OtMethod::Silent] {
+                let ot = OtChoice::Fixed(method);
+                let garbled = on(byte, round_trip, Nonlinear::Garbled, ot).settings;
+                assert_eq!((garbled.methods, garbled.ot), (Methods::GARBLED, method));
+                let shared = on(byte, round_trip, Nonlinear::Shared, ot).settings;
+                assert_eq!((shared.methods, shared.ot), (Methods::SHARED, method));
+            }
+        }
+        assert_eq!("auto".parse(), Ok(OtChoice::Auto));
+        assert_eq!("silent".parse(), Ok(OtChoice::Fixed(OtMethod::Silent)));
+        assert!("loud".parse::<OtChoice>().is_err() && "mixed".parse::<Nonlinear>().is_err());
     }
 }

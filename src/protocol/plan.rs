@@ -58,6 +58,11 @@ impl GarbledPlan {
         range.start * self.gadget.cols()..range.end * self.gadget.cols()
     }
 
+    /// Bytes of tables in all, projections included.
+    pub fn table_bytes(&self) -> u64 {
+        tables_len(self.gadget.circuit(), self.instances).map_or(0, |bytes| bytes as u64)
+    }
+
     /// AND gates in all.
     pub fn and_gates(&self) -> u64 {
         self.gadget.circuit().and_count() as u64 * self.instances as u64
@@ -327,6 +332,11 @@ impl Plan {
     /// COTs of all nodes.
     pub fn all_cots(&self) -> CotDemand {
         self.ot.values().map(OtPlan::cots).sum()
+    }
+
+    /// Bytes of the tables of all garbled nodes.
+    pub fn table_bytes(&self) -> u64 {
+        self.ot.values().map(|p| if let OtPlan::Garbled(g) = p { g.table_bytes() } else { 0 }).sum()
     }
 
     /// AND gates of all garbled nodes.

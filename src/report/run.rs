@@ -140,6 +140,7 @@ struct Totals {
     setup: PhaseTotals,
     steps: Vec<StepReport>,
     and_gates: u64,
+    table_bytes: u64,
     /// Elements and bytes of layers on shares.
     shared: (u64, u64),
     ots: u64,
@@ -291,6 +292,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
         self.report.and_gates += plan.and_gates();
+        self.report.table_bytes += plan.table_bytes();
         for (id, _) in plan.graph.iter() {
             if let Some(OtPlan::Shared(s)) = plan.ot(id) {
                 let (up, down) = s.bytes();
@@ -435,7 +437,7 @@ impl<'a, C: Connect> Runner<'a, C> {
                 shared_elements: r.shared.0,
                 shared_bytes: r.shared.1,
             },
-            garbled: GarbledReport { and_gates: r.and_gates, bytes: r.and_gates * 32 },
+            garbled: GarbledReport { and_gates: r.and_gates, bytes: r.table_bytes },
             he: HeReport {
                 products: server.as_ref().map_or(r.products, |s| s.products),
                 key_switches: server.as_ref().map_or(r.key_switches, |s| s.key_switches),
