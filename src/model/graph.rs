@@ -510,8 +510,10 @@ impl Builder<'_> {
     }
 
     fn score_ring(&self, l: &LayerSpec) -> Result<ShareModulus, SpecError> {
-        let lowest = (1i64 << l.score_log2.max(0)) + self.mask_distance(l);
-        let score = ceil_log2(lowest as usize + 1) + 2 * self.spec.precision.query_key_frac + 1;
+        let highest = 1i64 << l.score_log2.max(0);
+        // From the lowest masked score to the highest: differences within a row fit, as comparisons on shares need.
+        let spread = 2 * highest + self.mask_distance(l);
+        let score = ceil_log2(spread as usize + 1) + 2 * self.spec.precision.query_key_frac + 1;
         let operand = signed_bits(l.query_log2.max(l.key_log2), self.spec.precision.query_key_frac);
         self.product_ring("scores", score.max(operand))
     }
