@@ -46,6 +46,7 @@ fn half_gates(c: &mut Criterion) {
     let ring = ShareModulus::pow2(32).unwrap();
     let gadget = Gadget::truncate(ring, 12, ring).unwrap();
     let (circuit, count) = (gadget.circuit(), 1024);
+    let mut buffer = vec![0; tables_len(circuit, count).unwrap()];
     let key = GateKey { session: Block(5), node: 0, first_instance: 0 };
     let (own, evaluator) =
         (vec![0; (count * circuit.garbler_inputs()).div_ceil(8)], count * circuit.evaluator_inputs());
@@ -57,7 +58,8 @@ fn half_gates(c: &mut Criterion) {
 
     let mut group = c.benchmark_group("half-gates of 1024 truncations");
     group.throughput(Throughput::Elements((count * circuit.and_count()) as u64));
-    group.bench_function("garble", |b| b.iter(|| garbling.garble_chunk(black_box(&labels), count).unwrap().tables));
+    group
+        .bench_function("garble", |b| b.iter(|| garbling.garble_into(black_box(&labels), count, &mut buffer).unwrap()));
     group.bench_function("evaluate", |b| {
         b.iter(|| evaluate_chunk(circuit, key, black_box(&tables), &labels, &garbler_labels, count).unwrap());
     });

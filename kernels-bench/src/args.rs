@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::{composed, kernels::Kernel};
+use crate::{composed, garbling, kernels::Kernel};
 
 /// Measures Heliostat's compute engine: every kernel on one CPU thread, on all of them, and on the best GPU, each result
 /// checked, beside the libraries that are its yardsticks and the limits of the machine.
@@ -64,7 +64,7 @@ impl Arguments {
 }
 
 fn kernel(text: &str) -> Result<String, String> {
-    let names = || Kernel::NAMES.into_iter().chain(composed::NAMES);
+    let names = || Kernel::NAMES.into_iter().chain(composed::NAMES).chain(garbling::NAMES);
     match names().any(|name| name == text) {
         true => Ok(text.into()),
         false => Err(format!("there is {}", names().collect::<Vec<_>>().join(", "))),

@@ -10,6 +10,7 @@
 //! | `stats`, `measure` | alternatives timed in turn, as rows |
 //! | `yardsticks/` | libraries called directly: NTTs, a matrix product |
 //! | `composed/` | rotation, product, encrypted matrix products, BERT-base |
+//! | `garbling` | garbling and evaluating a GELU layer, beside AES alone |
 //! | `bars` | measured ratios against what was set as a bar |
 //! | `audit` | what a kernel does, counted in its source |
 //! | `report/` | table, JSON, HTML and SVG; files that are whole or absent |
@@ -24,6 +25,7 @@ pub mod compare;
 pub mod composed;
 pub mod cost;
 pub mod devices;
+pub mod garbling;
 pub mod kernels;
 pub mod measure;
 pub mod operands;

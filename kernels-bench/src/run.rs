@@ -12,6 +12,7 @@ use crate::{
     compare,
     composed::{self, Bench, CLOCK},
     devices::{Device, Devices},
+    garbling,
     kernels::{Case, Kernel},
     measure::{Contender, Finding, Group, Work, contender, group},
     operands::Prepared,
@@ -86,6 +87,7 @@ fn measure(arguments: &Arguments) -> Result<Outcome> {
         }
     }
     composed::run(&bench, &mut done)?;
+    garbling::run(&bench, &mut done)?;
 
     let results: Vec<Row> = groups.iter().flatten().filter(|f| is_result(f)).map(|f| f.row.clone()).collect();
     machine.not_run = bench.not_run.take();

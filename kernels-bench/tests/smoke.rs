@@ -5,12 +5,17 @@
 
 use std::{collections::BTreeSet, fs, process::Command};
 
-use kernels_bench::{composed, kernels::Kernel, report::Report};
+use kernels_bench::{composed, garbling, kernels::Kernel, report::Report};
 use serde_json::Value;
 
 /// All but the layers of BERT-base, whose smallest product takes seconds without a release build.
 fn names() -> Vec<&'static str> {
-    Kernel::NAMES.into_iter().chain(composed::NAMES).filter(|name| *name != composed::BERT).collect()
+    Kernel::NAMES
+        .into_iter()
+        .chain(composed::NAMES)
+        .chain(garbling::NAMES)
+        .filter(|name| *name != composed::BERT)
+        .collect()
 }
 
 #[test]
