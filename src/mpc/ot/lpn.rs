@@ -29,13 +29,13 @@ pub struct LpnParams {
 }
 
 impl LpnParams {
-    /// n = 870,400, k = 2^16, 850 noise bits. Least of the estimates: 131 bits (information set decoding).
+    /// n = 870,400, k = 2^16, 850 noise bits. Least of the estimates: 128 bits (information set decoding).
     pub const N20: Self = Self { log_k: 16, trees: 850, depth: 10, lanes: 5 };
     /// n = 2,396,160, k = 2^17, 1170 noise bits. Least of the estimates: 128 bits (hybrid attack).
     pub const N21: Self = Self { log_k: 17, trees: 1170, depth: 11, lanes: 5 };
-    /// n = 6,225,920, k = 2^18, 1520 noise bits. Least of the estimates: 138 bits (information set decoding).
+    /// n = 6,225,920, k = 2^18, 1520 noise bits. Least of the estimates: 136 bits (information set decoding).
     pub const N22: Self = Self { log_k: 18, trees: 1520, depth: 12, lanes: 4 };
-    /// n = 15,564,800, k = 2^19, 1900 noise bits. Least of the estimates: 141 bits (algebraic attack).
+    /// n = 15,564,800, k = 2^19, 1900 noise bits. Least of the estimates: 140 bits (information set decoding).
     pub const N24: Self = Self { log_k: 19, trees: 1900, depth: 13, lanes: 2 };
     /// Far too small to be secure: for tests.
     #[cfg(test)]
