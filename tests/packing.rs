@@ -416,7 +416,7 @@ fn refuses_wrong_use(packing: &dyn Packing, other: &dyn Packing, parties: &mut P
     let input = Arc::new(input);
     let loaded = packing.load_input(&server, 0, input.clone()).unwrap();
     let weights = packing.prepare_weights(&server, &[&w]).unwrap();
-    let (response, _) = packing.multiply_prepared(&server, &[loaded.clone()], &weights, rng).unwrap();
+    let (response, _) = packing.multiply_prepared(&server, std::slice::from_ref(&loaded), &weights, rng).unwrap();
     let output = packing.write_output(&params, &response);
 
     assert!(packing.encrypt_input(&parties.client, 0, &x[1..], rng).is_err());
@@ -447,8 +447,9 @@ fn refuses_wrong_use(packing: &dyn Packing, other: &dyn Packing, parties: &mut P
     let foreign = other.load_input(&server, 0, Arc::new(foreign)).unwrap();
     let other_weights = vec![1i64; other.spec().inner[0] * other.spec().cols];
     let other_weights = other.prepare_weights(&server, &[&other_weights]).unwrap();
-    let mut multiply =
-        |input: &LoadedInput, weights| packing.multiply_prepared(&server, &[input.clone()], weights, rng).is_err();
+    let mut multiply = |input: &LoadedInput, weights| {
+        packing.multiply_prepared(&server, std::slice::from_ref(input), weights, rng).is_err()
+    };
     assert!(multiply(&foreign, &weights) && multiply(&loaded, &other_weights));
     let empty = Response::from_bytes(&params, packing.response_plan(), 0, 0, &[]).unwrap();
     assert!(packing.decrypt_output(&parties.client, &empty).is_err());

@@ -82,7 +82,7 @@ impl CrtBasis {
                 let fraction = self.fraction_of(residue);
                 let (high, low) = (fraction >> 64, fraction & u128::from(u64::MAX));
                 let p = u128::from(p.value());
-                let rounded = (high * p + (low * p >> 64) + (1 << 63)) >> 64;
+                let rounded = (high * p + ((low * p) >> 64) + (1 << 63)) >> 64;
                 t.reduce(rounded as u64)
             }
         }

@@ -125,7 +125,7 @@ pub fn uniform_ring(rng: &mut impl Rng, t: ShareModulus, out: &mut [u64]) {
             for x in out {
                 // The high word of 128 random bits times p misses uniformity by 2^-66 and needs no rejection.
                 let (high, low) = (u128::from(rng.next_u64()), u128::from(rng.next_u64()));
-                *x = ((high * p + (low * p >> 64)) >> 64) as u64;
+                *x = ((high * p + ((low * p) >> 64)) >> 64) as u64;
             }
         }
     }

@@ -93,8 +93,11 @@ pub struct Decision {
 const AND: f64 = 4.5;
 /// A COT of the extension.
 const IKNP_COT: f64 = 9.0;
-/// A silent COT.
-const SILENT_COT: f64 = 60.0;
+/// A silent COT, and its bytes.
+const SILENT_COT: f64 = 10.0;
+const SILENT_BYTES: f64 = 0.2;
+/// Bytes of the OTs that silent OT begins with, for each direction that is used.
+const SILENT_BASE: f64 = 1.2e6;
 /// A byte that a layer on shares sends: it is hashed at both ends.
 const SHARED_BYTE: f64 = 6.0;
 
@@ -136,6 +139,9 @@ pub fn decide(
     for &method in ots {
         let asked = if nonlinear == Nonlinear::Shared { Methods::SHARED } else { Methods::GARBLED };
         let (mut total, mut methods, mut reasons) = (0.0, asked, Vec::new());
+        if method == OtMethod::Silent {
+            total += 2.0 * SILENT_BASE * circumstances.byte;
+        }
         let products = garbled.as_ref().or(shared.as_ref()).map_or(0.0, |p| products(p, method, circumstances));
         total += products;
         for kind in LayerKind::ALL {
@@ -241,7 +247,7 @@ fn cot_seconds(cots: CotDemand, ot: OtMethod, c: &Circumstances) -> f64 {
     let count = cots.total() as f64;
     match ot {
         OtMethod::Iknp => c.work(IKNP_COT * count).max(16.0 * count * c.byte),
-        OtMethod::Silent => c.work(SILENT_COT * count) + 0.2 * count * c.byte,
+        OtMethod::Silent => c.work(SILENT_COT * count) + SILENT_BYTES * count * c.byte,
     }
 }
 

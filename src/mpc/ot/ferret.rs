@@ -122,13 +122,14 @@ impl FerretSender {
         let mut message = vec![Block::ZERO; q.len()];
         let group = lanes * params.depth as usize;
         let work = message.par_chunks_mut(group).zip(q.par_chunks(group)).zip(seeds.par_chunks(lanes)).enumerate();
-        let leaves = |(g, ((message, q), seeds)): (usize, ((&mut [Block], &[Block]), &[Block]))| {
+        let leaves = |g: usize, message: &mut [Block], q: &[Block], seeds: &[Block]| {
             let mut leaves = Zeroizing::new(vec![Block::ZERO; lanes << params.depth]);
             iteration.forest(g).send(delta, seeds, q, message, &mut leaves);
             iteration.code.add_rows(secret, g * leaves.len(), &mut leaves);
             leaves
         };
-        let mut out = CotSenderPool::of_even_runs(delta, work.map(leaves).collect());
+        let runs = work.map(|(g, ((message, q), seeds))| leaves(g, message, q, seeds)).collect();
+        let mut out = CotSenderPool::of_even_runs(delta, runs);
         self.base.append(out.split(keep)?)?;
         Ok((bytemuck::cast_slice(&message).to_vec(), out))
     }

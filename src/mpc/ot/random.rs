@@ -159,7 +159,7 @@ impl SenderPads {
         for (w, entry) in table.iter_mut().take(self.shape.words()).enumerate() {
             let mut pads = self.instance(i)[(w ^ (shift / per_word)) % self.shape.words()];
             for distance in (0..per_word.ilog2()).map(|b| lane << b) {
-                if shift * lane & distance != 0 {
+                if (shift * lane) & distance != 0 {
                     let low = u64::MAX / ((1u64 << distance) + 1);
                     pads = (pads & low) << distance | pads >> distance & low;
                 }
