@@ -3,6 +3,7 @@
 
 mod bert;
 mod layer;
+mod packings;
 mod rlwe;
 mod single;
 
@@ -93,6 +94,7 @@ pub fn run(bench: &Bench, mut done: impl FnMut(Group) -> Result<()>) -> Result<(
     }
     if wants(MATMUL) {
         layer::run(bench, &mut done)?;
+        packings::run(bench, &mut done)?;
     }
     if wants(BERT) {
         bert::run(bench, &mut done)?;

@@ -40,12 +40,14 @@ impl SlotLayout {
     }
 
     /// Token and feature in slot `row N/2 + j`.
+    #[inline]
     pub fn place(&self, slot: usize) -> (usize, usize) {
+        // All sizes are powers of two; divisions would take longer than the transform of the plaintext.
         let half = self.n / 2;
-        let (row, j) = (slot / half, slot % half);
+        let (row, j) = (usize::from(slot >= half), slot & (half - 1));
         match self.order {
-            Order::Tokens => (j % self.tokens, row * (self.width / 2) + j / self.tokens),
-            Order::Features => (row * (self.tokens / 2) + j / self.width, j % self.width),
+            Order::Tokens => (j & (self.tokens - 1), row * (self.width / 2) + (j >> self.tokens.trailing_zeros())),
+            Order::Features => (row * (self.tokens / 2) + (j >> self.width.trailing_zeros()), j & (self.width - 1)),
         }
     }
 

@@ -22,12 +22,12 @@ impl Turn {
     }
 
     /// The slot whose content it brings to `slot`, and the way back for `inverse`.
+    #[inline]
     pub fn source(self, n: usize, slot: usize, inverse: bool) -> usize {
         let half = n / 2;
-        let (row, j) = (slot / half, slot % half);
-        let row = row ^ usize::from(self.swap);
-        let j = if inverse { j + half - self.steps } else { j + self.steps };
-        row * half + j % half
+        let row = slot & half ^ if self.swap { half } else { 0 };
+        let j = if inverse { slot + half - self.steps } else { slot + self.steps };
+        row | j & (half - 1)
     }
 }
 
