@@ -170,7 +170,12 @@ fn and_counts() {
     // Only 28 bits of the sum are needed.
     pin("truncate 48 -> 20", &truncation(48, 8, 20), 27, 36);
     pin("saturate 32 to 16, 12 dropped", &Gadget::saturate(ring(32), 12, 16, ring(32)).unwrap(), 31 + 3 + 15, 56);
-    pin("modulo a prime of 38 bits", &Gadget::from_prime((1 << 38) - 45, ring(32)).unwrap(), 38, 84);
+    pin(
+        "modulo a prime of 38 bits",
+        &Gadget::from_prime(ShareModulus::prime((1 << 38) - 45).unwrap(), ring(32)).unwrap(),
+        38,
+        84,
+    );
     let relu = |in_frac| ActivationTable { activation: Activation::Relu, ..gelu(in_frac, 12, 6000) };
     pin("ReLU 32 -> 32", &activation(&relu(12), 32, 32), 31 + 1, 164);
     pin("ReLU 32 -> 32, 12 dropped", &activation(&relu(24), 32, 32), 31 + 1, 128);
@@ -383,17 +388,26 @@ fn shared_modulo(t: u64, xs: &[i128], ring_out: ShareModulus, rng: &mut Spread) 
 #[test]
 fn shares_modulo_a_prime() {
     let mut rng = Spread(8);
-    for (t, b) in
-        [((1u64 << 38) - 45, 32), ((1 << 38) - 45, 64), (3, 8), (65537, 16), (65537, 40), (0x3fff_ffff_ffff_ffc7, 64)]
+    for (t, b) in [((1u64 << 38) - 45, 32), ((1 << 38) - 45, 64), (3, 8), (65537, 16), (65537, 40), ((1 << 61) - 1, 64)]
     {
-        let g = Gadget::from_prime(t, ring(b)).unwrap();
+        let modulus = ShareModulus::prime(t).unwrap();
+        let g = Gadget::from_prime(modulus, ring(b)).unwrap();
         let half = i128::from(t / 2);
         let mut xs = vec![0, 1, -1, half, -half, half - 1, 1 - half];
         xs.extend((0..1000).map(|_| rng.within(-half, half) >> (rng.next() % 40)));
         let s = shared_modulo(t, &xs, g.ring_out(), &mut rng);
         check_shares(&g, &s, &xs, |x| vec![x[0]]);
         assert!(garbled_shares(&g, &s, 9) == xs.iter().map(|&x| residue(g.ring_out(), x)).collect::<Vec<_>>());
+        if t > 1 << 12 {
+            let shift = 9;
+            let g = Gadget::truncate(modulus, shift, ring(b)).unwrap();
+            xs.retain(|x| *x + (1 << (shift - 1)) <= half);
+            let s = shared_modulo(t, &xs, g.ring_out(), &mut rng);
+            check_shares(&g, &s, &xs, |x| vec![round_shift(x[0], shift)]);
+        }
     }
+    let t = ShareModulus::prime((1 << 38) - 45).unwrap();
+    assert_eq!(Gadget::truncate(t, 12, ring(32)).unwrap().circuit().and_count(), 2 * 38 - 1);
 }
 
 /// Garbles and evaluates through half-gates; returns the new shares of both parties' sum.
@@ -629,9 +643,9 @@ fn parameters_out_of_range_are_refused() {
         Gadget::saturate(ring(32), 40, 8, ring(32)).is_err() && Gadget::saturate(ring(32), 4, 0, ring(32)).is_err()
     );
     assert!(Gadget::argmax(0, ring(32), ring(32)).is_err() && Gadget::argmax(5000, ring(32), ring(32)).is_err());
-    for t in [0, 1, 2, 1 << 20, u64::MAX] {
-        assert!(Gadget::from_prime(t, ring(32)).is_err(), "{t}");
-    }
+    let prime = ShareModulus::prime(65537).unwrap();
+    assert!(Gadget::from_prime(ring(32), ring(32)).is_err() && Gadget::from_prime(prime, prime).is_err());
+    assert!(Gadget::truncate(ring(32), 4, prime).is_err());
 }
 
 proptest! {
@@ -692,8 +706,8 @@ proptest! {
         check(&g, &xs, &mut rng, |x| vec![f.eval(&t, x[0])]);
         check_garbled(&g, &xs, seed, |x| vec![f.eval(&t, x[0])]);
 
-        let t = (rng.next() >> (2 + s.min(59))) | 3;
-        let g = Gadget::from_prime(t, ring(b)).unwrap();
+        let t = [3, 257, 65537, 1_000_003, (1u64 << 38) - 45, (1 << 61) - 1][rng.next() as usize % 6];
+        let g = Gadget::from_prime(ShareModulus::prime(t).unwrap(), ring(b)).unwrap();
         let xs: Vec<i128> = (0..count).map(|_| rng.within(-i128::from(t / 2), i128::from(t / 2))).collect();
         let shared = shared_modulo(t, &xs, g.ring_out(), &mut rng);
         check_shares(&g, &shared, &xs, |x| vec![x[0]]);

@@ -1,6 +1,6 @@
 //! The non-linear functions of [`crate::arith::fixed`] as circuits on additive shares.
 //!
-//! Input of an instance of `cols` elements (1 unless a whole row is needed): each party's share of each element, `ring_in`
+//! `ring_in` is a power of two or a prime, `ring_out` a power of two. Input of an instance of `cols` elements (1 unless a whole row is needed): each party's share of each element, `ring_in`
 //! bits, least significant first. To its own the garbler adds what saves the circuit a rounding
 //! ([`Gadget::garbler_bits`]).
 //!
@@ -30,9 +30,6 @@ pub const MAX_COLS: usize = 4096;
 
 /// Most fraction bits of a score and mantissa bits of a row value: pieces cost up to an AND gate a position.
 pub const MAX_POSITION_BITS: u32 = 20;
-
-/// Longest modulus of [`Gadget::from_prime`].
-pub const MAX_PRIME_BITS: u32 = 62;
 
 /// Why a gadget cannot be built or fed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -71,16 +68,7 @@ pub struct Gadget {
     ring_out: ShareModulus,
     cols: usize,
     out_cols: usize,
-    own: Own,
-}
-
-/// What the garbler does to its shares.
-#[derive(Clone, Copy, Debug)]
-enum Own {
-    /// Adds this modulo `ring_in`.
-    Offset(u64),
-    /// Adds `(t - 1) / 2` modulo the prime `t`, then what is left to `2^bits`.
-    Prime(u64),
+    garbler_offset: u64,
 }
 
 impl Gadget {
@@ -117,27 +105,24 @@ impl Gadget {
         Ok(Self::elementwise(io, signed_word(&clipped), ring_in, ring_out, rounding_offset(shift)))
     }
 
-    /// The signed meaning, in `[-(t-1)/2, (t-1)/2]`, of shares modulo an odd `t`, elementwise: from the integers modulo a
-    /// prime to a ring. An AND for each bit of `t`.
+    /// The signed meaning of shares modulo a prime, elementwise: from its integers to a ring. An AND for each bit of the prime.
     ///
-    /// The garbler's input is its share plus `(t-1)/2` modulo `t`, plus `2^bits - t`: then the sum's carry says
-    /// whether it went beyond `t`, and the correction is a weight.
+    /// The correction of a sum that stayed below the prime, which other functions add, is a weight here.
     ///
     /// # Errors
-    /// If `t` is even, below 3 or longer than [`MAX_PRIME_BITS`], or the ring is invalid.
-    pub fn from_prime(t: u64, ring_out: ShareModulus) -> Result<Self, GadgetError> {
-        let bits = u64::BITS - t.leading_zeros();
-        require(t >= 3 && t % 2 == 1 && bits <= MAX_PRIME_BITS, "the modulus", t, "odd and from 3 to 62 bits long")?;
-        let ring_in = ShareModulus::PowerOfTwo(bits);
+    /// If `ring_in` is no prime or `ring_out` invalid.
+    pub fn from_prime(ring_in: ShareModulus, ring_out: ShareModulus) -> Result<Self, GadgetError> {
         let mut io = Io::new(ring_in, ring_out, 1)?;
+        let ShareModulus::Prime(p) = ring_in else {
+            return Err(GadgetError::Parameter { what: "the modulus", value: ring_in.largest(), range: "a prime" });
+        };
         let (garbler, evaluator) = io.shares(0);
-        let (sum, carry) = add_with_carry(&mut io.b, &garbler, &evaluator, Bit::FALSE, bits as usize);
-        let missing = (1 << bits) - t;
+        let (sum, carry) = add_with_carry(&mut io.b, &garbler, &evaluator, Bit::FALSE, p.bits() as usize);
+        let missing = (1 << p.bits()) - p.value();
         let mut word = unsigned_word(&sum);
         word.terms.push((carry, missing));
-        word.constant = missing.wrapping_add(t / 2).wrapping_neg();
-        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
-        Ok(Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, own: Own::Prime(t) })
+        word.constant = missing.wrapping_add(p.value() / 2).wrapping_neg();
+        Ok(Self::elementwise(io, word, ring_in, ring_out, 0))
     }
 
     /// An activation, elementwise.
@@ -238,7 +223,7 @@ impl Gadget {
             words.push(unsigned_word(&shift_right(&mut io.b, &mantissa, &amount)));
         }
         let circuit = io.b.finish_words(ring_out.bits(), &words);
-        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: cols, own: Own::Offset(rounding_offset(shift)) })
+        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: cols, garbler_offset: rounding_offset(shift) })
     }
 
     /// A reciprocal or inverse square root, elementwise, of the residue `x` in `[0, 2^ring_in)`; `pieces` are
@@ -346,12 +331,12 @@ impl Gadget {
         }
         let word = round.first().map_or_else(Word::default, |(_, position)| unsigned_word(position));
         let circuit = io.b.finish_words(ring_out.bits(), &[word]);
-        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: 1, own: Own::Offset(0) })
+        Ok(Self { circuit, ring_in, ring_out, cols, out_cols: 1, garbler_offset: 0 })
     }
 
     fn elementwise(io: Io, word: Word, ring_in: ShareModulus, ring_out: ShareModulus, offset: u64) -> Self {
         let circuit = io.b.finish_words(ring_out.bits(), &[word]);
-        Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, own: Own::Offset(offset) }
+        Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, garbler_offset: offset }
     }
 
     /// The circuit of one instance.
@@ -380,26 +365,26 @@ impl Gadget {
     }
 
     /// What the garbler adds to its share of every element, modulo the input ring: half a unit of the last place kept.
-    /// [`Self::garbler_bits`] does it; 0 of shares modulo a prime, to which it does something else.
+    /// [`Self::garbler_bits`] does it.
     pub fn garbler_offset(&self) -> u64 {
-        match self.own {
-            Own::Offset(offset) => offset,
-            Own::Prime(_) => 0,
-        }
+        self.garbler_offset
     }
 
-    /// The garbler's input bits, packed as by [`bits::pack`], instance after instance: its shares plus the offset.
+    /// The garbler's input bits, packed as by [`bits::pack`], instance after instance: its shares plus the offset;
+    /// modulo a prime `t` of `k` bits also plus `t / 2`, reduced, then plus `2^k - t`.
     ///
     /// # Errors
     /// If `shares` is not a whole number of instances.
     pub fn garbler_bits(&self, shares: &[u64]) -> Result<Vec<u8>, GadgetError> {
         self.instances(shares.len())?;
         let bits = self.ring_in.bits();
-        let own = |&s: &u64| match self.own {
-            Own::Offset(offset) => self.ring_in.add(s, offset),
-            Own::Prime(t) => {
+        let own = |&s: &u64| match self.ring_in {
+            ShareModulus::PowerOfTwo(_) => self.ring_in.add(s, self.garbler_offset),
+            ShareModulus::Prime(p) => {
                 // Without a branch on the share.
-                let shifted = s.wrapping_add(t / 2).wrapping_sub(t);
+                let t = p.value();
+                let add = (t / 2).wrapping_add(self.garbler_offset) % t;
+                let shifted = s.wrapping_add(add).wrapping_sub(t);
                 let below = ((shifted as i64) >> 63) as u64;
                 shifted.wrapping_add(t & below).wrapping_add((1 << bits) - t)
             }

@@ -1,6 +1,6 @@
 //! What gadgets have in common: shares in, words out.
 
-use super::arith::{add_high, xor_all};
+use super::arith::{add_high, add_with_carry, xor_all};
 use super::builder::{Bit, CircuitBuilder, Word};
 use super::gadget::{GadgetError, MAX_COLS};
 use crate::arith::ShareModulus;
@@ -60,6 +60,8 @@ impl Io {
     pub(super) fn new(ring_in: ShareModulus, ring_out: ShareModulus, cols: usize) -> Result<Self, GadgetError> {
         require(ring_in.is_valid(), "bits of the input ring", ring_in.bits(), "1 to 64")?;
         require(ring_out.is_valid(), "bits of the output ring", ring_out.bits(), "1 to 64")?;
+        let power_of_two = matches!(ring_out, ShareModulus::PowerOfTwo(_));
+        require(power_of_two, "the output's modulus", ring_out.bits(), "a power of two, not a prime of so many bits")?;
         require((1..=MAX_COLS).contains(&cols), "the row length", cols as u64, "1 to 4096")?;
         let mut b = CircuitBuilder::new();
         let bits = ring_in.bits() as usize;
@@ -87,9 +89,27 @@ impl Io {
         (self.garbler[range.clone()].to_vec(), self.evaluator[range].to_vec())
     }
 
-    /// Element `j` without its low `drop` bits.
+    /// Element `j`, two's complement, without its low `drop` bits.
+    ///
+    /// Modulo a prime `t` of `k` bits the garbler's share comes with `t / 2` and `2^k - t` added: the carry says whether the
+    /// sum is beyond `t`, and one constant or another is added; `2 k - 1` ANDs.
     pub(super) fn recombine(&mut self, j: usize, drop: u32) -> Vec<Bit> {
         let (garbler, evaluator) = self.shares(j);
+        if let ShareModulus::Prime(p) = self.ring_in {
+            let width = p.bits() as usize;
+            let (sum, carry) = add_with_carry(&mut self.b, &garbler, &evaluator, Bit::FALSE, width);
+            let beyond = (p.value() / 2).wrapping_neg();
+            let below = beyond.wrapping_sub((1 << width) - p.value());
+            let constant: Vec<Bit> = (0..width)
+                .map(|i| match (beyond >> i & 1 == 1, below >> i & 1 == 1) {
+                    (false, false) => Bit::FALSE,
+                    (true, true) => Bit::TRUE,
+                    (true, false) => carry,
+                    (false, true) => !carry,
+                })
+                .collect();
+            return add_high(&mut self.b, &sum, &constant, drop as usize, width);
+        }
         add_high(&mut self.b, &garbler, &evaluator, drop as usize, self.ring_in.bits() as usize)
     }
 
