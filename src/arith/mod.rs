@@ -5,6 +5,8 @@ pub mod codec;
 pub mod crt;
 #[cfg(feature = "protocol")]
 pub mod fixed;
+#[cfg(feature = "protocol")]
+pub(crate) mod memo;
 mod modulus;
 mod prime_modulus;
 pub mod primes;

@@ -345,7 +345,8 @@ impl Builder<'_> {
             RowPower::Reciprocal,
             1.0,
             (context.exp_frac, context.reciprocal_frac),
-            context.exp_frac,
+            // On shares the largest numerator may round to just below 1, and the sum with it.
+            context.exp_frac.saturating_sub(1),
             context.exp_frac + ceil_log2(n),
         )?;
         let r = self.garbled("reciprocal", sum, power, context.ring, context.reciprocal_frac);

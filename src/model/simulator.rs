@@ -7,7 +7,7 @@
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 
 use crate::{
-    arith::sample::uniform_ring,
+    arith::{memo::Memo, sample::uniform_ring},
     mpc::shared::{Coins, SharedError, SharedFunction},
 };
 
@@ -31,6 +31,13 @@ impl Simulator {
 /// # Errors
 /// [`SharedError`] if there is none for these rings.
 pub fn shared_function(function: &Function, from: &Edge, to: &Edge) -> Result<SharedFunction, SharedError> {
+    // Tables and their error bounds take up to tens of milliseconds; a simulator asks at every node.
+    static FUNCTIONS: Memo<SharedFunction> = Memo::new();
+    let key = format!("{function:?} {:?} {:?} {}", from.ring, to.ring, from.cols);
+    FUNCTIONS.get(key, || make(function, from, to))
+}
+
+fn make(function: &Function, from: &Edge, to: &Edge) -> Result<SharedFunction, SharedError> {
     match function {
         Function::Truncate { shift } => SharedFunction::truncate(*shift, from.ring, to.ring),
         Function::Activation(f) => SharedFunction::activation(f, from.ring, to.ring),

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Piecewise, error, piecewise::Fit, rounding_offset};
+use super::{Piecewise, error, piecewise::Fit, remembered, rounding_offset};
 
 /// Steps of a fit's constants: a power of two of at most an eighth of the error.
 fn grid(error: f64) -> u32 {
@@ -64,9 +64,10 @@ impl ActivationTable {
 
     /// `g` in output units, by position `|x'|`; `None` for ReLU.
     pub fn pieces(&self) -> Option<Piecewise> {
-        if self.activation == Activation::Relu {
-            return None;
-        }
+        (self.activation != Activation::Relu).then(|| remembered(format!("{self:?}"), || self.fit()))
+    }
+
+    fn fit(&self) -> Piecewise {
         let (scale, unit) = (libm::exp2(self.out_frac as f64), libm::exp2(-(self.in_frac as f64)));
         let g = |a: f64| -self.activation.real(-a * unit) * scale;
         // The linear part is rounded, and the rounding offset moves the position.
@@ -82,7 +83,7 @@ impl ActivationTable {
             slopes: (-1 - self.shift() as i32, SLOPES),
             class_cost: 0,
         };
-        Some(fit.run())
+        fit.run()
     }
 
     /// The function on integers. `pieces` are [`Self::pieces`].
@@ -121,6 +122,10 @@ impl TanhTable {
 
     /// `tanh` in output units, by position `|x|`.
     pub fn pieces(&self) -> Piecewise {
+        remembered(format!("{self:?}"), || self.fit())
+    }
+
+    fn fit(&self) -> Piecewise {
         let (scale, unit) = (libm::exp2(self.out_frac as f64), libm::exp2(-(self.in_frac as f64)));
         let allowed = (error(self.error_ppm) * scale).max(0.5);
         Fit {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Piecewise, error, piecewise::Fit, round_shift};
+use super::{Piecewise, error, piecewise::Fit, remembered, round_shift};
 
 /// `2^(s - m)` of every score `s` of a row, with `m` the whole part of the row's maximum (scores are scaled by `log2 e`
 /// beforehand).
@@ -31,6 +31,10 @@ impl ExpTable {
 
     /// `1 + r - 2^r` in output units, by position `r * 2^frac_bits`; 0 at 0.
     pub fn pieces(&self) -> Piecewise {
+        remembered(format!("{self:?}"), || self.fit())
+    }
+
+    fn fit(&self) -> Piecewise {
         let (scale, unit) = (libm::exp2(self.out_frac as f64), libm::exp2(-(self.frac_bits as f64)));
         let allowed = (error(self.error_ppm) * scale).max(0.5);
         let line = |r: f64| r * unit * scale;

@@ -20,6 +20,17 @@ pub use exp::ExpTable;
 pub use piecewise::Piecewise;
 pub use power::{PowerTable, RowPower};
 
+use super::memo::Memo;
+
+/// A fit by the text of its parameters: it takes up to a tenth of a second, and an oracle asks for it at every node.
+fn remembered(key: String, fit: impl FnOnce() -> Piecewise) -> Piecewise {
+    static FITS: Memo<Piecewise> = Memo::new();
+    match FITS.get(key, || Ok::<_, std::convert::Infallible>(fit())) {
+        Ok(pieces) => pieces,
+        Err(never) => match never {},
+    }
+}
+
 /// `error_ppm` as a real number.
 pub(crate) fn error(ppm: u32) -> f64 {
     ppm as f64 * 1e-6

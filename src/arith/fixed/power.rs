@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Piecewise, error, piecewise::Fit};
+use super::{Piecewise, error, piecewise::Fit, remembered};
 
 /// Which power of a row value is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,11 @@ impl PowerTable {
 
     /// `T`, by position: the mantissa's bits, above them the parity of `z` for the inverse square root.
     pub fn pieces(&self, numerator: f64, in_frac: u32, out_frac: u32) -> Piecewise {
+        let key = format!("{self:?} {:x} {in_frac} {out_frac}", numerator.to_bits());
+        remembered(key, || self.fit(numerator, in_frac, out_frac))
+    }
+
+    fn fit(&self, numerator: f64, in_frac: u32, out_frac: u32) -> Piecewise {
         let scale = Self::scale(self.power, numerator, in_frac, out_frac, self.max_log2) * libm::exp2(self.drop as f64);
         let cells = libm::exp2(self.mantissa_bits as f64);
         let limit = libm::exp2(self.entry_bits as f64) - 1.0;
