@@ -111,7 +111,7 @@ impl Layer {
                 let server = self.server(device)?;
                 let input = packing.load_input(&server, 0, self.input.clone())?;
                 let weights = packing.prepare_weights(&server, &[&self.weights])?;
-                let result = packing.multiply_prepared(&server, &[input.clone()], &weights, &mut rng)?;
+                let result = packing.multiply_prepared(&server, std::slice::from_ref(&input), &weights, &mut rng)?;
                 Ok((server, input, weights, result))
             };
             let Some((server, input, weights, (response, mask))) =
@@ -123,7 +123,8 @@ impl Layer {
             let operation: Operation = Box::new(move |repeats| {
                 // The response is in host memory when the product returns: there is nothing left to wait for.
                 device.install(|| {
-                    let mut multiply = || packing.multiply_prepared(&server, &[input.clone()], &weights, &mut rng);
+                    let mut multiply =
+                        || packing.multiply_prepared(&server, std::slice::from_ref(&input), &weights, &mut rng);
                     (0..repeats).try_for_each(|_| multiply().map(drop).map_err(Into::into))
                 })
             });

@@ -1,4 +1,4 @@
-//! [`gilboa`](super::gilboa) on random COTs from a pool: the receiver sends one correction bit a COT.
+//! [`super::gilboa`] on random COTs from a pool: the receiver sends one correction bit a COT.
 //!
 //! With `d = choice ^ random choice` the sender's label `q ^ d delta` fits the receiver's `t` and its choice. The receiver's
 //! part needs no more than its own operand, so it can be sent before anything else is known.
