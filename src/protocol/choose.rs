@@ -181,7 +181,7 @@ pub fn decide(
 /// shares wants few bytes.
 fn layout(graph: &Graph, params: &ParameterSet, nonlinear: Nonlinear, c: &Circumstances) -> Result<Layout> {
     if c.byte == 0.0 {
-        return Ok(if nonlinear == Nonlinear::Shared { Layout::Balanced } else { Layout::Work });
+        return Ok(if nonlinear == Nonlinear::Shared { Layout::Bytes } else { Layout::Work });
     }
     let mut best = None;
     for layout in Layout::ALL {
