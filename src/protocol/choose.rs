@@ -23,6 +23,17 @@ pub enum Nonlinear {
     Auto,
 }
 
+impl Nonlinear {
+    /// The methods, where they are asked for and not to be chosen.
+    fn fixed(self) -> Option<Methods> {
+        match self {
+            Self::Garbled => Some(Methods::GARBLED),
+            Self::Shared => Some(Methods::SHARED),
+            Self::Auto => None,
+        }
+    }
+}
+
 impl FromStr for Nonlinear {
     type Err = String;
 
@@ -88,7 +99,7 @@ pub struct Decision {
     pub reasons: Vec<String>,
 }
 
-// Work for one of a kind in blocks of AES, both parties together, from the rows of `kernels-bench/RESULTS.md`.
+// Work for one of a kind in blocks of AES, both parties together: estimates, from whole runs on one machine.
 /// An AND gate: garbling hashes four times, evaluation twice, and both wait for memory.
 const AND: f64 = 4.5;
 /// A COT of the extension.
@@ -128,8 +139,14 @@ pub fn decide(
         OtChoice::Fixed(OtMethod::Silent) => &[OtMethod::Silent],
         // Who asks for layers on shares on a link without limit asks for few bytes.
         OtChoice::Auto if nonlinear == Nonlinear::Shared && circumstances.byte == 0.0 => &[OtMethod::Silent],
+        // Where bytes cost nothing, the extension is the less work.
+        OtChoice::Auto if circumstances.byte == 0.0 => &[OtMethod::Iknp],
         OtChoice::Auto => &[OtMethod::Iknp, OtMethod::Silent],
     };
+    // Where nothing is left to choose, no circuit is built to price it.
+    if let (&[ot], Some(methods)) = (ots, nonlinear.fixed()) {
+        return Ok(Decision { settings: Settings { methods, ot, layout }, reasons: Vec::new() });
+    }
     let (garbled, shared) = match nonlinear {
         Nonlinear::Garbled => (Some(plan(Methods::GARBLED)?), None),
         Nonlinear::Shared => (None, Some(plan(Methods::SHARED)?)),
@@ -137,7 +154,7 @@ pub fn decide(
     };
     let mut best: Option<(f64, Settings, Vec<String>)> = None;
     for &method in ots {
-        let asked = if nonlinear == Nonlinear::Shared { Methods::SHARED } else { Methods::GARBLED };
+        let asked = nonlinear.fixed().unwrap_or(Methods::GARBLED);
         let (mut total, mut methods, mut reasons) = (0.0, asked, Vec::new());
         if method == OtMethod::Silent {
             total += 2.0 * SILENT_BASE * circumstances.byte;
