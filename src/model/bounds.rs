@@ -7,7 +7,7 @@
 //! semidefinite `G`, `lambda_max(G) <= trace(G^p)^(1/p)`.
 
 use super::{
-    Checkpoint, DenseActivation, Graph, ModelError, ModelSpec, Pooling, SpecError, WeightId,
+    Checkpoint, DenseActivation, Graph, GraphOptions, ModelError, ModelSpec, Pooling, SpecError, WeightId,
     graph::BUCKETS,
     matmul::{matmul, transpose},
     quantize::{RealMatrix, Rounded},
@@ -217,7 +217,7 @@ fn clamp(mut spec: ModelSpec, positions: usize) -> Result<(ModelSpec, Vec<String
             }
         }
         spec.embedding_log2 = spec.embedding_log2.min(limit);
-        let build = |n| match Graph::build(&spec, n) {
+        let build = |n| match Graph::build(&spec, n, &GraphOptions::default()) {
             Ok(_) => Ok(true),
             Err(SpecError::Ring { .. }) => Ok(false),
             Err(e) => Err(e),

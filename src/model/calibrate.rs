@@ -8,7 +8,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BUCKETS, Encoded, Graph, LayerSpec, Model, ModelError, ModelSpec, Op, OracleRun, tensors::read};
+use super::{
+    BUCKETS, Encoded, Graph, GraphOptions, LayerSpec, Model, ModelError, ModelSpec, Op, OracleRun, tensors::read,
+};
 
 /// The file beside a checkpoint that calibration writes and loading reads.
 pub const CALIBRATION_FILE: &str = "heliostat.json";
@@ -170,7 +172,7 @@ impl<'a> Calibrator<'a> {
 fn report(spec: &ModelSpec, positions: usize, observed: impl Fn(&str) -> f64) -> Result<Vec<EdgeReport>, ModelError> {
     let mut reports: Vec<EdgeReport> = Vec::new();
     for tokens in BUCKETS.into_iter().filter(|&b| b <= positions) {
-        let graph = Graph::build(spec, tokens)?;
+        let graph = Graph::build(spec, tokens, &GraphOptions::default())?;
         reports.resize(
             graph.edges.len(),
             EdgeReport { name: String::new(), ring_bits: 0, frac: 0, observed: 0.0, headroom_bits: f64::INFINITY },

@@ -1,8 +1,8 @@
 //! The client's view of a model: text to inputs of the graph, outputs of the graph to an answer.
 
 use super::{
-    Encoded, Graph, Inputs, Manifest, ModelError, OutputKind, Pooling, Tokenizer, embedding::pool_weights,
-    float::softmax, graph::POOL_FRAC, manifest,
+    Encoded, Graph, GraphOptions, Inputs, Manifest, ModelError, OutputKind, Pooling, Tokenizer,
+    embedding::pool_weights, float::softmax, graph::POOL_FRAC, manifest,
 };
 
 /// A label with the probability that softmax gives it.
@@ -88,12 +88,20 @@ impl ClientModel {
         self.tokenizer.encode(text, pair, limit, self.manifest.positions())
     }
 
-    /// The graph of a bucket.
+    /// The graph of a bucket with the default options.
     ///
     /// # Errors
     /// [`ModelError::Spec`] for a count of tokens outside 1 to 512.
     pub fn graph(&self, bucket: usize) -> Result<Graph, ModelError> {
-        Ok(Graph::build(&self.manifest.spec, bucket)?)
+        self.graph_with(bucket, &GraphOptions::default())
+    }
+
+    /// The graph of a bucket with other options.
+    ///
+    /// # Errors
+    /// [`ModelError::Spec`] for a count of tokens outside 1 to 512, or if there is no graph with these options.
+    pub fn graph_with(&self, bucket: usize, options: &GraphOptions) -> Result<Graph, ModelError> {
+        Ok(Graph::build(&self.manifest.spec, bucket, options)?)
     }
 
     /// Embeds the tokens with their padding, and weighs them for pooling.

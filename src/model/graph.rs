@@ -15,7 +15,7 @@ use crate::arith::{
     fixed::{ActivationTable, ExpTable, PowerTable, RowPower, TanhTable},
 };
 
-use super::{DenseActivation, LayerSpec, ModelSpec, Pooling, SpecError};
+use super::{DenseActivation, GraphOptions, LayerSpec, ModelSpec, Pooling, SpecError};
 
 /// Widest ring of a product of two shared values at the `matmul-8192` parameters (see `ARCHITECTURE.md`, width rules).
 pub const PRODUCT_RING_LIMIT: u32 = 48;
@@ -211,6 +211,8 @@ pub struct Stage {
 pub struct Graph {
     /// Tokens of the bucket.
     pub tokens: usize,
+    /// What it was built with.
+    pub options: GraphOptions,
     /// Edges.
     pub edges: Vec<Edge>,
     /// Nodes in execution order.
@@ -227,12 +229,19 @@ pub struct Graph {
 
 impl Graph {
     /// Builds the graph of a bucket of `tokens` (one of [`BUCKETS`], or any count from 1 to 512).
-    pub fn build(spec: &ModelSpec, tokens: usize) -> Result<Self, SpecError> {
+    ///
+    /// # Errors
+    /// [`SpecError`] for numbers out of range, for rings that would be too wide, and for options that this model or this
+    /// release has no graph for.
+    pub fn build(spec: &ModelSpec, tokens: usize, options: &GraphOptions) -> Result<Self, SpecError> {
         spec.validate()?;
+        if *options != GraphOptions::default() {
+            return Err(SpecError::Options { what: "merged boundaries, prime rings and private lookup".into() });
+        }
         if !(1..=512).contains(&tokens) {
             return Err(SpecError::Range { what: "tokens", value: tokens as i64, range: "1 to 512" });
         }
-        Builder { spec, tokens, edges: Vec::new(), nodes: Vec::new(), layer: None }.build()
+        Builder { spec, tokens, options: *options, edges: Vec::new(), nodes: Vec::new(), layer: None }.build()
     }
 
     /// An edge.
@@ -281,6 +290,7 @@ struct NormWidths {
 struct Builder<'a> {
     spec: &'a ModelSpec,
     tokens: usize,
+    options: GraphOptions,
     edges: Vec<Edge>,
     nodes: Vec<Node>,
     layer: Option<usize>,
@@ -305,7 +315,16 @@ impl Builder<'_> {
         self.layer = None;
         let (pool, output) = self.head(hidden)?;
         let stages = schedule(&self.nodes, self.edges.len());
-        Ok(Graph { tokens: n, edges: self.edges, nodes: self.nodes, embedding, pool, output, stages })
+        Ok(Graph {
+            tokens: n,
+            options: self.options,
+            edges: self.edges,
+            nodes: self.nodes,
+            embedding,
+            pool,
+            output,
+            stages,
+        })
     }
 
     fn encoder_layer(&mut self, i: usize, l: &LayerSpec, x: EdgeId, next: ShareModulus) -> Result<EdgeId, SpecError> {
@@ -721,7 +740,7 @@ mod tests {
     fn every_edge_is_written_once_and_before_it_is_read() {
         for pooling in [Pooling::First, Pooling::Mean, Pooling::Tokens] {
             for tokens in BUCKETS {
-                let g = Graph::build(&tiny(pooling), tokens).unwrap();
+                let g = Graph::build(&tiny(pooling), tokens, &GraphOptions::default()).unwrap();
                 let mut written: Vec<bool> = vec![false; g.edges.len()];
                 written[g.embedding.0] = true;
                 if let Some(pool) = g.pool {
@@ -744,7 +763,7 @@ mod tests {
     #[test]
     fn rings_and_fractions_fit_together() {
         for tokens in BUCKETS {
-            let g = Graph::build(&tiny(Pooling::Mean), tokens).unwrap();
+            let g = Graph::build(&tiny(Pooling::Mean), tokens, &GraphOptions::default()).unwrap();
             for node in &g.nodes {
                 let out = g.edge(node.output);
                 match &node.op {
@@ -775,11 +794,11 @@ mod tests {
     fn descriptions_out_of_range_are_refused() {
         let mut spec = tiny(Pooling::First);
         spec.heads = 3;
-        assert!(Graph::build(&spec, 8).is_err());
+        assert!(Graph::build(&spec, 8, &GraphOptions::default()).is_err());
         let mut spec = tiny(Pooling::First);
         spec.layers[0].score_log2 = 40;
-        assert!(matches!(Graph::build(&spec, 8), Err(SpecError::Ring { .. })));
-        assert!(Graph::build(&tiny(Pooling::First), 0).is_err());
-        assert!(Graph::build(&tiny(Pooling::First), 513).is_err());
+        assert!(matches!(Graph::build(&spec, 8, &GraphOptions::default()), Err(SpecError::Ring { .. })));
+        assert!(Graph::build(&tiny(Pooling::First), 0, &GraphOptions::default()).is_err());
+        assert!(Graph::build(&tiny(Pooling::First), 513, &GraphOptions::default()).is_err());
     }
 }

@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BUCKETS, EmbeddingBlock, Graph, ModelError, ModelSpec, OutputKind, Pooling, Table, TableType, TokenizerFiles,
+    BUCKETS, EmbeddingBlock, Graph, GraphOptions, ModelError, ModelSpec, OutputKind, Pooling, Table, TableType,
+    TokenizerFiles,
 };
 
 const MAGIC: &[u8; 4] = b"HSMF";
@@ -200,7 +201,7 @@ impl Manifest {
             return Err(damaged(format!("{} tokens are admitted for {} positions", self.max_tokens, self.positions())));
         }
         for tokens in BUCKETS.into_iter().filter(|&b| b <= self.positions()) {
-            Graph::build(&self.spec, tokens)?;
+            Graph::build(&self.spec, tokens, &GraphOptions::default())?;
         }
         Ok(())
     }

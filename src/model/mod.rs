@@ -11,6 +11,7 @@ mod float;
 mod graph;
 mod manifest;
 mod matmul;
+mod options;
 mod oracle;
 mod quantize;
 mod server;
@@ -32,6 +33,7 @@ pub use graph::{
     WeightId,
 };
 pub use manifest::Manifest;
+pub use options::{Boundary, GraphOptions, Lookup, MergeSet, Rings};
 pub use oracle::{Evaluator, Exact, Execution, Inputs, NonLinear, OracleError, Overflow, execute, execute_with};
 pub use quantize::{ServerWeights, WEIGHT_BITS, WeightMatrix};
 pub use server::{Model, OracleRun, Provenance};

@@ -395,7 +395,7 @@ mod tests {
     use super::*;
     use crate::{
         arith::fixed::Activation,
-        model::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling},
+        model::{DenseActivation, DenseSpec, GraphOptions, LayerSpec, ModelSpec, Pooling},
     };
 
     fn spec(pooling: Pooling, magnitude: i32) -> ModelSpec {
@@ -534,7 +534,7 @@ mod tests {
     #[test]
     fn every_edge_is_what_the_definition_says() {
         for pooling in [Pooling::First, Pooling::Mean, Pooling::Tokens] {
-            let graph = Graph::build(&spec(pooling, 7), 8).unwrap();
+            let graph = Graph::build(&spec(pooling, 7), 8, &GraphOptions::default()).unwrap();
             let weights = weights(&graph);
             let inputs = inputs(&graph, 1 << 12);
             let run = execute(&graph, &weights, &inputs).unwrap();
@@ -551,7 +551,7 @@ mod tests {
     fn overflows_are_counted_and_wrap() {
         // Rings for magnitudes that these weights exceed by far.
         for magnitude in [-4, -2, 0, 2] {
-            let graph = Graph::build(&spec(Pooling::Mean, magnitude), 8).unwrap();
+            let graph = Graph::build(&spec(Pooling::Mean, magnitude), 8, &GraphOptions::default()).unwrap();
             let weights = weights(&graph);
             let inputs = inputs(&graph, 1 << 14);
             let run = execute(&graph, &weights, &inputs).unwrap();
@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn rounding_at_the_top_of_a_ring_counts_as_overflow() {
-        let graph = Graph::build(&spec(Pooling::First, 7), 8).unwrap();
+        let graph = Graph::build(&spec(Pooling::First, 7), 8, &GraphOptions::default()).unwrap();
         let ring = ShareModulus::pow2(20).unwrap();
         let edge = Edge { ring, ..graph.edge(graph.embedding).clone() };
         let top = (1 << 19) - 1;
@@ -591,7 +591,7 @@ mod tests {
                 }
             }
         }
-        let graph = Graph::build(&spec(Pooling::Mean, 7), 8).unwrap();
+        let graph = Graph::build(&spec(Pooling::Mean, 7), 8, &GraphOptions::default()).unwrap();
         let (weights, mut seen) = (weights(&graph), Counting(Vec::new()));
         let refused = execute_with(&graph, &weights, &inputs(&graph, 1 << 12), &mut seen).unwrap_err();
         let garbled = graph.nodes.iter().filter(|n| matches!(n.op, Op::Garbled { .. }));
@@ -603,7 +603,7 @@ mod tests {
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let graph = Graph::build(&spec(Pooling::Mean, 7), 8).unwrap();
+        let graph = Graph::build(&spec(Pooling::Mean, 7), 8, &GraphOptions::default()).unwrap();
         let weights = weights(&graph);
         let good = inputs(&graph, 1000);
         let short = Inputs { embedding: vec![0; 3], ..good.clone() };

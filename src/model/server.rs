@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{
     BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Evaluator, Exact, Execution, Graph,
-    Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds, execute_with,
+    GraphOptions, Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds, execute_with,
     quantize::{self, Rounded},
 };
 
@@ -84,7 +84,7 @@ impl Model {
             return Err(ModelError::Unsupported { what: "its shapes are not the checkpoint's".into() });
         }
         for tokens in BUCKETS.into_iter().filter(|&b| b <= checkpoint.config.positions) {
-            Graph::build(&spec, tokens)?;
+            Graph::build(&spec, tokens, &GraphOptions::default())?;
         }
         let weights = ServerWeights::new(&folded, &spec)?;
         let provenance =

@@ -23,6 +23,12 @@ pub enum SpecError {
         /// What is admitted.
         range: &'static str,
     },
+    /// There is no graph with these options.
+    #[error("there is no graph with {what}; choose other options")]
+    Options {
+        /// What is asked for in vain.
+        what: String,
+    },
     /// An edge would need a wider ring than the protocol has.
     #[error("{edge} needs {bits} bits, more than the {limit} that its products allow; run `heliostat calibrate`")]
     Ring {

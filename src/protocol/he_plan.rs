@@ -352,6 +352,7 @@ mod tests {
             let op = Op::Product { left: EdgeId(0), right: EdgeId(1), heads: 2, transpose_right, mask: None };
             let graph = Graph {
                 tokens: 5,
+                options: Default::default(),
                 nodes: vec![Node { name: "p".into(), layer: None, op, output: EdgeId(2) }],
                 embedding: EdgeId(0),
                 pool: None,

@@ -20,7 +20,7 @@ use crate::{
     arith::sample::SecureRng,
     engine::Backend,
     he::{BfvContext, HeClient as HeKeys, HeCounters},
-    model::{Graph, Inputs, ModelSpec},
+    model::{Graph, GraphOptions, Inputs, ModelSpec},
     net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
         ClientCorrelation, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError, SessionId,
@@ -211,7 +211,11 @@ impl ClientSession {
         if let Some(plan) = self.plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?, settings)?);
+        let plan = Arc::new(Plan::new(
+            Graph::build(&self.spec, tokens, &GraphOptions::default())?,
+            &parameter_set()?,
+            settings,
+        )?);
         self.plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }

@@ -19,7 +19,7 @@ use crate::{
     arith::sample::SecureRng,
     engine::{Backend, schedule::CostModel},
     he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
-    model::{Graph, ModelSpec, ServerWeights},
+    model::{Graph, GraphOptions, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
         HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation, SessionId,
@@ -89,7 +89,11 @@ impl ServerContext {
         if let Some(plan) = plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(Graph::build(&self.spec, tokens)?, &parameter_set()?, settings)?);
+        let plan = Arc::new(Plan::new(
+            Graph::build(&self.spec, tokens, &GraphOptions::default())?,
+            &parameter_set()?,
+            settings,
+        )?);
         plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
