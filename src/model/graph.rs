@@ -144,11 +144,11 @@ pub enum Op {
         /// Operand.
         input: EdgeId,
     },
-    /// `x[i, h*k + c] * scale[h*rows + i]`.
+    /// `x[i, h*k + c] * scale[h*rows + i]`, in the output's ring.
     RowScale {
-        /// `rows x (heads*k)`.
+        /// `rows x (heads*k)`, of a ring at least as wide as the output's.
         input: EdgeId,
-        /// `(heads*rows) x 1`, of the same ring.
+        /// `(heads*rows) x 1`, of the output's ring.
         scale: EdgeId,
         /// Heads.
         heads: usize,
@@ -285,6 +285,8 @@ struct NormWidths {
     squares_bits: u32,
     squares_min_bits: u32,
     ring: ShareModulus,
+    /// Of the scaled rows: each party reduces its share of the rows, which costs nothing, and products cost less.
+    scaled: ShareModulus,
 }
 
 struct Builder<'a> {
@@ -419,7 +421,7 @@ impl Builder<'_> {
             w.squares_min_bits,
             w.squares_bits.max(w.squares_min_bits + 1) - 1,
         )?;
-        let r = self.garbled(&format!("{name}_scale"), ss, power, w.ring, w.scale_frac);
+        let r = self.garbled(&format!("{name}_scale"), ss, power, w.scaled, w.scale_frac);
         let y = self.row_scale(&format!("{name}_raw"), x, r, 1);
         Ok(self.truncate(name, y, ring, self.spec.precision.hidden_frac))
     }
@@ -575,11 +577,14 @@ impl Builder<'_> {
         let deviation_log2 = (squares_log2 - ceil_log2(self.spec.hidden) as i32 + 2) / 2;
         let scale_frac = (11 + deviation_log2).max(11) as u32;
         let squares_bits = (squares_log2 + 2 * frac as i32).max(2) as u32;
-        let bits =
-            (squares_bits + 1).max(signed_bits(self.hidden_log2(), frac + scale_frac) + 1).max(signed_bits(log2, frac));
-        let ring = self.ring(name, bits)?;
+        // The scale of the smallest row that the table covers.
+        let scale_log2 = (ceil_log2(self.spec.hidden) as i32 - min_log2 + 1) / 2;
+        let scaled_bits =
+            signed_bits(self.hidden_log2(), frac + scale_frac).max(signed_bits(scale_log2, scale_frac)) + 1;
+        let scaled = self.ring(name, scaled_bits)?;
+        let ring = self.ring(name, (squares_bits + 1).max(scaled_bits).max(signed_bits(log2, frac)))?;
         let squares_min_bits = (min_log2 + 2 * frac as i32).clamp(0, squares_bits as i32 - 1) as u32;
-        Ok(NormWidths { frac, scale_frac, squares_bits, squares_min_bits, ring })
+        Ok(NormWidths { frac, scale_frac, squares_bits, squares_min_bits, ring, scaled })
     }
 
     fn power(
@@ -666,7 +671,8 @@ impl Builder<'_> {
 
     fn row_scale(&mut self, name: &str, input: EdgeId, scale: EdgeId, heads: usize) -> EdgeId {
         let e = &self.edges[input.0];
-        let (rows, cols, ring, frac) = (e.rows, e.cols, e.ring, e.frac + self.edges[scale.0].frac);
+        let scale_edge = &self.edges[scale.0];
+        let (rows, cols, ring, frac) = (e.rows, e.cols, scale_edge.ring, e.frac + scale_edge.frac);
         let output = self.edge(name, rows, cols, ring, frac);
         self.push(name, Op::RowScale { input, scale, heads }, output);
         output
@@ -778,7 +784,7 @@ mod tests {
                         assert_eq!(out.frac, g.edge(*left).frac + g.edge(*right).frac);
                     }
                     Op::RowScale { input, scale, .. } => {
-                        assert!(g.edge(*input).ring == out.ring && g.edge(*scale).ring == out.ring);
+                        assert!(g.edge(*input).ring >= out.ring && g.edge(*scale).ring == out.ring);
                     }
                     Op::SquareSum { input } | Op::RowSum { input } => assert_eq!(g.edge(*input).ring, out.ring),
                     Op::Garbled { function: Function::Truncate { shift }, input } => {

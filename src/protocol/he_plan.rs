@@ -9,13 +9,14 @@
 //! | | `Lc B^T` | `Lc_h` | `B_h^T` | as it is |
 //! | `L R` per head | `A Rc` | `Rc_h^T` | `A_h^T` | transposed |
 //! | | `Lc B` | `Lc_h` | `B_h` | as it is |
+//! | sum of squares of X | `Xc A^T` | `Xc` | `A^T` | the diagonal, twice |
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Layout, ProtocolError, Result};
 use crate::{
     he::ParameterSet,
-    model::{EdgeId, Graph, NodeId, Op, WEIGHT_LIMIT},
+    model::{Edge, EdgeId, Graph, NodeId, Op, PRODUCT_RING_LIMIT, WEIGHT_LIMIT},
     packing::{CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing},
 };
 
@@ -100,8 +101,15 @@ pub struct CrossTerm {
     pub transposed: bool,
 }
 
-/// The two cross terms of a product node, each for all heads; nothing for other nodes.
+/// The cross terms of a product node, each for all heads: two of a product of two matrices, one of a sum of squares, of which
+/// only the diagonal counts; nothing for other nodes.
 pub fn cross_terms(graph: &Graph, node: NodeId) -> Vec<Vec<CrossTerm>> {
+    if let Op::SquareSum { input } = graph.node(node).op {
+        let Edge { rows, cols, .. } = *graph.edge(input);
+        let operand = Cut::ColumnsTransposed { head: 0, width: cols };
+        let encrypted = (input, Cut::Rows(rows));
+        return vec![vec![CrossTerm { encrypted, operand_left: true, operand, head: 0, transposed: false }]];
+    }
     let Op::Product { left, right, heads, transpose_right, .. } = graph.node(node).op else { return Vec::new() };
     let (l, r) = (graph.edge(left), graph.edge(right));
     let width = r.cols / heads;
@@ -151,6 +159,12 @@ pub fn cross_terms(graph: &Graph, node: NodeId) -> Vec<Vec<CrossTerm>> {
 
 /// Adds the result of a cross term (`rows x cols`, row-major) to the product it belongs to, modulo 2^64.
 pub fn add_cross_term(graph: &Graph, node: NodeId, term: &CrossTerm, result: &[u64], cols: usize, sum: &mut [u64]) {
+    if let Op::SquareSum { .. } = graph.node(node).op {
+        // The square of a sum has its cross term twice.
+        let diagonal = result.chunks_exact(cols).enumerate().filter_map(|(i, row)| row.get(i));
+        sum.iter_mut().zip(diagonal).for_each(|(s, &x)| *s = s.wrapping_add(x.wrapping_mul(2)));
+        return;
+    }
     let Op::Product { heads, transpose_right, .. } = graph.node(node).op else { return };
     let out = graph.edge(graph.node(node).output);
     // Where element (i, j) of the head's part is in the output.
@@ -205,7 +219,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet, layout: Layout) -> Result<
                     CoefficientPacking::with_block(params, &linear_spec(graph, id), stride(params, rows), block)?;
                 items.push((id, HeItem::Linear { inputs: inputs.clone(), rows, packing: Box::new(packing) }));
             }
-            Op::Product { .. } => {
+            _ if multiplied_by_he(graph, id, layout) => {
                 let terms = cross_terms(graph, id)
                     .into_iter()
                     .map(|terms| {
@@ -219,6 +233,17 @@ pub fn he_items(graph: &Graph, params: &ParameterSet, layout: Layout) -> Result<
         }
     }
     Ok(items)
+}
+
+/// Whether the offline part of a node that multiplies shares is made by HE, and not by OT.
+///
+/// A sum of squares is the diagonal of `X X^T`: by HE it takes a sixth of the bytes, by OT less work.
+pub(super) fn multiplied_by_he(graph: &Graph, node: NodeId, layout: Layout) -> bool {
+    match graph.node(node).op {
+        Op::Product { .. } => true,
+        Op::SquareSum { input } => layout != Layout::Work && graph.edge(input).ring.bits() <= PRODUCT_RING_LIMIT,
+        _ => false,
+    }
 }
 
 /// Widest block that the client makes switching keys for.
@@ -333,23 +358,22 @@ fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize, weights: &Cos
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        arith::ShareModulus,
-        model::{Edge, Node},
-        protocol::bilinear,
-    };
+    use crate::{arith::ShareModulus, model::Node, protocol::bilinear};
 
-    /// Both cross terms of both products, computed in the clear as the server would, add up to the bilinear map.
+    /// The cross terms of all products, computed in the clear as the server would, add up to the bilinear map.
     #[test]
     fn cross_terms_add_up() {
         let ring = ShareModulus::pow2(64).unwrap();
         let edge = |name: &str, rows, cols| Edge { name: name.into(), rows, cols, ring, frac: 0 };
-        for (edges, transpose_right) in [
-            (vec![edge("l", 5, 6), edge("r", 5, 6), edge("o", 10, 5)], true),
-            (vec![edge("l", 10, 5), edge("r", 5, 6), edge("o", 5, 6)], false),
-            (vec![edge("l", 2, 5), edge("r", 5, 6), edge("o", 1, 6)], false),
+        let product =
+            |transpose_right| Op::Product { left: EdgeId(0), right: EdgeId(1), heads: 2, transpose_right, mask: None };
+        for (edges, op) in [
+            (vec![edge("l", 5, 6), edge("r", 5, 6), edge("o", 10, 5)], product(true)),
+            (vec![edge("l", 10, 5), edge("r", 5, 6), edge("o", 5, 6)], product(false)),
+            (vec![edge("l", 2, 5), edge("r", 5, 6), edge("o", 1, 6)], product(false)),
+            (vec![edge("x", 5, 6), edge("x", 5, 6), edge("o", 5, 1)], Op::SquareSum { input: EdgeId(0) }),
         ] {
-            let op = Op::Product { left: EdgeId(0), right: EdgeId(1), heads: 2, transpose_right, mask: None };
+            let squares = matches!(op, Op::SquareSum { .. });
             let graph = Graph {
                 tokens: 5,
                 options: Default::default(),
@@ -362,8 +386,11 @@ mod tests {
             };
             let fill = |k: u64, n: usize| (0..n as u64).map(|i| (i + 1).wrapping_mul(k)).collect::<Vec<u64>>();
             let (l, r) = (&graph.edges[0], &graph.edges[1]);
-            let (lc, rc) = (fill(0x9e37_79b9_7f4a_7c15, l.len()), fill(0xbf58_476d_1ce4_e5b9, r.len()));
-            let (a, b) = (fill(0x94d0_49bb_1331_11eb, l.len()), fill(0x2545_f491_4f6c_dd1d, r.len()));
+            let (lc, mut rc) = (fill(0x9e37_79b9_7f4a_7c15, l.len()), fill(0xbf58_476d_1ce4_e5b9, r.len()));
+            let (a, mut b) = (fill(0x94d0_49bb_1331_11eb, l.len()), fill(0x2545_f491_4f6c_dd1d, r.len()));
+            if squares {
+                (rc, b) = (lc.clone(), a.clone());
+            }
             let mut sum = vec![0; graph.edges[2].len()];
             for term in cross_terms(&graph, NodeId(0)).into_iter().flatten() {
                 let (edge, cut) = term.encrypted;

@@ -12,6 +12,7 @@ mod machine;
 mod message;
 mod offline;
 mod online;
+mod operands;
 mod plan;
 mod settings;
 mod shares;

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{
     CotPools, LayerKind, Method, OtMethod, ProtocolError, Result, SessionId, Settings,
-    he_plan::{HeItem, he_items},
+    he_plan::{HeItem, he_items, multiplied_by_he},
 };
 use crate::{
     arith::ShareModulus,
@@ -78,7 +78,7 @@ pub struct ProductPlan {
     pub per_chunk: usize,
     /// Ring elements of a message: 1 for squares, columns of a head for scalings.
     pub width: usize,
-    /// Ring of operands and result.
+    /// Ring of the products; operands of a wider one are reduced to it.
     pub ring: ShareModulus,
     /// Whether the products of the other direction are needed too.
     pub both: bool,
@@ -274,13 +274,13 @@ impl Plan {
                     };
                     ot.insert(id, plan);
                 }
-                Op::SquareSum { input } => {
+                Op::SquareSum { input } if !multiplied_by_he(&graph, id, settings.layout) => {
                     let edge = graph.edge(*input);
                     ot.insert(id, product_plan(edge.len(), 1, edge.ring, false));
                 }
                 Op::RowScale { input, heads, .. } => {
-                    let edge = graph.edge(*input);
-                    ot.insert(id, product_plan(edge.rows * heads, edge.cols / heads, edge.ring, true));
+                    let (edge, ring) = (graph.edge(*input), graph.edge(node.output).ring);
+                    ot.insert(id, product_plan(edge.rows * heads, edge.cols / heads, ring, true));
                 }
                 _ => {}
             }

@@ -13,11 +13,11 @@ use crate::{
     arith::sample::SecureRng,
     engine::schedule::{Demand, Job, ScheduleError, Slot, Task, TaskGraph, TaskId, Work},
     he::{HeError, HeServer as HeKeys},
-    model::{EdgeId, NodeId, Op, ServerWeights},
+    model::{EdgeId, NodeId, ServerWeights},
     packing::{CoefficientPacking, DeviceInput, EncryptedMatrix, Operand, Packing, Product},
     protocol::{
-        HeItem, Machine, Message, Plan, ProtocolError, Result, SecretVec, ServerCorrelation, ServerProduct, Turn,
-        WorkSpan, he_plan::add_cross_term, shares::uniform, weights::linear_weights,
+        HeItem, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn, WorkSpan,
+        he_plan::add_cross_term, operands::Operands, weights::linear_weights,
     },
 };
 
@@ -187,15 +187,11 @@ impl HeServer {
         let id = *id;
         let model = &plan.graph;
         let node = model.node(id);
-        let Op::Product { left, right, .. } = node.op else { return Err(wrong(item)) };
+        let operands = Operands::of(model, id)?;
         if matrices.len() != terms.len() {
             return Err(wrong(item));
         }
-        let mut draw = |edge: EdgeId| {
-            let edge = model.edge(edge);
-            SecretVec::new(uniform(edge.ring, edge.len(), &mut self.rng))
-        };
-        let masks = ServerProduct { left_mask: draw(left), right_mask: draw(right) };
+        let masks = operands.masks(model, &mut self.rng);
         let params = self.keys.context().params();
         let mut products = Vec::new();
         for (number, ((terms, packing), bytes)) in terms.iter().zip(matrices).enumerate() {
@@ -204,10 +200,11 @@ impl HeServer {
             let mut operand = Zeroizing::new(Vec::new());
             for term in terms {
                 let (mask, edge) = if term.operand_left {
-                    (&masks.left_mask, model.edge(left))
+                    (&masks.left_mask, operands.left.edge)
                 } else {
-                    (&masks.right_mask, model.edge(right))
+                    (&masks.right_mask, operands.right.unwrap_or(operands.left).edge)
                 };
+                let edge = model.edge(edge);
                 let cut = Zeroizing::new(term.operand.take(mask, edge.rows, edge.cols));
                 operand.extend(cut.iter().map(|&x| t.to_signed(x)));
             }

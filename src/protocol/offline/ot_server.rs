@@ -23,8 +23,8 @@ use crate::{
         shared::gilboa,
     },
     protocol::{
-        Machine, Message, OtPlan, Plan, ProductPlan, ProtocolError, Result, SecretVec, ServerCorrelation,
-        ServerProduct, Turn, gate_key, shares::uniform,
+        Machine, Message, OtPlan, Plan, ProductPlan, ProtocolError, Result, ServerCorrelation, Turn, gate_key,
+        operands::Operands,
     },
 };
 
@@ -89,20 +89,8 @@ impl OtServer {
             let Some(ot) = plan.ot(id) else { continue };
             self.total += ot.chunks() as u64;
             self.expected.insert(id, (0..ot.chunks()).collect());
-            let mut draw = |edge| {
-                let edge = graph.edge(edge);
-                SecretVec::new(uniform(edge.ring, edge.len(), &mut self.rng))
-            };
-            match graph.node(id).op {
-                Op::SquareSum { input } => {
-                    let masks = ServerProduct { left_mask: draw(input), right_mask: SecretVec::new(Vec::new()) };
-                    self.correlation.put_masks(id, masks);
-                }
-                Op::RowScale { input, scale, .. } => {
-                    let masks = ServerProduct { left_mask: draw(input), right_mask: draw(scale) };
-                    self.correlation.put_masks(id, masks);
-                }
-                _ => {}
+            if let (OtPlan::Product(_), Ok(operands)) = (ot, Operands::of(graph, id)) {
+                self.correlation.put_masks(id, operands.masks(graph, &mut self.rng));
             }
         }
     }
@@ -148,8 +136,8 @@ impl OtServer {
         let plan = self.plan.clone();
         let graph = &plan.graph;
         let op = &graph.node(id).op;
-        let input = graph.edge(op.inputs()[0]);
-        let (ring, range) = (input.ring, p.chunk(chunk));
+        let cols = graph.edge(op.inputs()[0]).cols;
+        let range = p.chunk(chunk);
         let out_len = graph.edge(graph.node(id).output).len();
         let shape = p.shape(chunk)?;
         let keys = self.transfer(matrix, shape.ots())?;
@@ -158,7 +146,7 @@ impl OtServer {
             if square {
                 (Zeroizing::new(m.left_mask[range.clone()].to_vec()), Zeroizing::new(Vec::new()))
             } else {
-                let choices = Zeroizing::new(bits::pack(&m.right_mask[range.clone()], ring.bits()));
+                let choices = Zeroizing::new(bits::pack(&m.right_mask[range.clone()], p.ring.bits()));
                 (gather_rows(graph, id, &m.left_mask, range.clone(), p.width), choices)
             }
         })?;
@@ -167,7 +155,7 @@ impl OtServer {
         let piece = Zeroizing::new(piece);
         self.correlation.with_product(id, out_len, |sum| {
             if square {
-                add_squares(range.clone(), input.cols, &piece, sum);
+                add_squares(range.clone(), cols, &piece, sum);
             } else {
                 scatter_rows(graph, id, range.clone(), p.width, &piece, sum);
             }

@@ -19,7 +19,7 @@ pub(super) fn scaled_row_start(graph: &Graph, node: NodeId, r: usize) -> usize {
     }
 }
 
-/// The rows `range` of a scaling's matrix, contiguous, `width` elements each.
+/// The rows `range` of a scaling's matrix, contiguous, `width` elements each, in the ring of the products.
 pub(super) fn gather_rows(
     graph: &Graph,
     node: NodeId,
@@ -27,11 +27,12 @@ pub(super) fn gather_rows(
     range: std::ops::Range<usize>,
     width: usize,
 ) -> Zeroizing<Vec<u64>> {
+    let ring = graph.edge(graph.node(node).output).ring;
     Zeroizing::new(
         range
             .flat_map(|r| {
                 let start = scaled_row_start(graph, node, r);
-                matrix[start..start + width].iter().copied()
+                matrix[start..start + width].iter().map(|&x| ring.reduce(x))
             })
             .collect(),
     )

@@ -10,7 +10,9 @@ use crate::{
     mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk, shared::Role},
     protocol::{
         ClientCorrelation, CotPools, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, SharedPlan, Turn,
-        gate_key, pack_ring, unpack_ring,
+        gate_key,
+        operands::{Operand, Operands},
+        pack_ring, unpack_ring,
     },
 };
 
@@ -184,13 +186,13 @@ impl OnlineClient {
     fn on_operands(&mut self, id: NodeId, left: &[u8], right: &[u8]) -> Result<()> {
         let graph = self.graph();
         let node = graph.node(id);
-        let (l, r) = operands(&node.op)?;
+        let operands = Operands::of(graph, id)?;
         let board = &self.correlation.board;
-        let (own_l, own_r) = (board.expect(graph, l)?, board.expect(graph, r)?);
-        let delta_l = unpack_ring(left, graph.edge(l).len(), graph.edge(l).ring)?;
-        let delta_r = match node.op {
-            Op::SquareSum { .. } => delta_l.clone(),
-            _ => unpack_ring(right, graph.edge(r).len(), graph.edge(r).ring)?,
+        let unpack = |x: Operand, bytes: &[u8]| unpack_ring(bytes, graph.edge(x.edge).len(), x.ring);
+        let (own_l, delta_l) = (board.expect(graph, operands.left.edge)?, unpack(operands.left, left)?);
+        let (own_r, delta_r) = match operands.right {
+            Some(x) => (board.expect(graph, x.edge)?, unpack(x, right)?),
+            None => (own_l.clone(), delta_l.clone()),
         };
         let opened: Zeroizing<Vec<u64>> =
             Zeroizing::new(own_l.iter().zip(&delta_l).map(|(&x, &d)| x.wrapping_add(d)).collect());
@@ -253,16 +255,6 @@ impl OnlineClient {
             }
             _ => Err(ProtocolError::Unexpected { lane: "online client", expected: "nothing yet", found }),
         }
-    }
-}
-
-/// The two operands of a product node.
-pub(super) fn operands(op: &Op) -> Result<(EdgeId, EdgeId)> {
-    match op {
-        Op::Product { left, right, .. } => Ok((*left, *right)),
-        Op::SquareSum { input } => Ok((*input, *input)),
-        Op::RowScale { input, scale, .. } => Ok((*input, *scale)),
-        _ => Err(ProtocolError::Mismatch { detail: "the peer treats a node as a product that is none".into() }),
     }
 }
 

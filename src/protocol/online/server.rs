@@ -4,11 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use zeroize::Zeroizing;
 
-use super::{
-    bilinear::bilinear,
-    client::{garbled_nodes, operands},
-    shared::SharedTasks,
-};
+use super::{bilinear::bilinear, client::garbled_nodes, shared::SharedTasks};
 use crate::{
     model::{EdgeId, NodeId, Op},
     mpc::{
@@ -21,7 +17,9 @@ use crate::{
     },
     protocol::{
         CotPools, Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec,
-        ServerCorrelation, SharedPlan, Turn, gate_key, pack_ring, row_sums, unpack_ring,
+        ServerCorrelation, SharedPlan, Turn, gate_key,
+        operands::{Operand, Operands},
+        pack_ring, row_sums, unpack_ring,
     },
 };
 
@@ -196,21 +194,21 @@ impl OnlineServer {
 
     fn masked(&self, id: NodeId) -> Result<Message> {
         let graph = &self.plan.graph;
-        let (l, r) = operands(&graph.node(id).op)?;
-        let (left, right) = (self.share(l)?, self.share(r)?);
-        let mask = |id: EdgeId, share: &[u64], mask: &[u64]| {
-            let ring = graph.edge(id).ring;
-            let masked: Vec<u64> = share.iter().zip(mask).map(|(&x, &m)| ring.sub(x, m)).collect();
-            pack_ring(&masked, ring)
+        let operands = Operands::of(graph, id)?;
+        let mask = |x: Operand, mask: &[u64]| -> Result<Vec<u8>> {
+            let share = self.share(x.edge)?;
+            let masked: Vec<u64> =
+                share.iter().zip(mask).map(|(&share, &m)| x.ring.sub(x.ring.reduce(share), m)).collect();
+            Ok(pack_ring(&masked, x.ring))
         };
         self.correlation.with_masks(id, |m| {
-            let square = matches!(graph.node(id).op, Op::SquareSum { .. });
-            Message::Masked {
+            let right = operands.right.map(|x| mask(x, &m.right_mask)).transpose()?;
+            Ok(Message::Masked {
                 node: id.0 as u32,
-                left: mask(l, left, &m.left_mask),
-                right: if square { Vec::new() } else { mask(r, right, &m.right_mask) },
-            }
-        })
+                left: mask(operands.left, &m.left_mask)?,
+                right: right.unwrap_or_default(),
+            })
+        })?
     }
 
     fn on_colours(&mut self, id: NodeId, colours: &[u8]) -> Result<()> {
@@ -241,8 +239,8 @@ impl OnlineServer {
         let output = graph.node(id).output;
         let edge = graph.edge(output);
         let theirs = unpack_ring(share, edge.len(), edge.ring)?;
-        let (l, r) = operands(&graph.node(id).op)?;
-        let mut sum = bilinear(graph, id, self.share(l)?, self.share(r)?)?;
+        let Operands { left, right } = Operands::of(graph, id)?;
+        let mut sum = bilinear(graph, id, self.share(left.edge)?, self.share(right.unwrap_or(left).edge)?)?;
         let offline = self.correlation.take_product(id)?;
         // The masks have served.
         drop(self.correlation.take_masks(id)?);
