@@ -49,6 +49,20 @@ pub struct Counts {
     pub bytes_down: u64,
 }
 
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.products += other.products;
+        self.scalar_products += other.scalar_products;
+        self.key_switches += other.key_switches;
+        self.server_ntts += other.server_ntts;
+        self.client_ntts += other.client_ntts;
+        self.ciphertexts_up += other.ciphertexts_up;
+        self.ciphertexts_down += other.ciphertexts_down;
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+    }
+}
+
 /// A way to lay a matrix product out in ciphertexts, planned for one product: per head `sum_k X_k W_k`, X encrypted.
 ///
 /// Both parties derive the plan from public numbers. In the order of use:

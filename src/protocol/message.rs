@@ -242,6 +242,11 @@ impl Message {
         w.finish()
     }
 
+    /// Length of a payload of `numbers` 32-bit numbers, and byte strings of these lengths.
+    pub(super) fn payload_len(numbers: usize, parts: &[usize]) -> u64 {
+        (4 * numbers + parts.iter().map(|len| 8 + len).sum::<usize>()) as u64
+    }
+
     /// Reads a payload of a kind.
     ///
     /// # Errors
@@ -350,6 +355,19 @@ mod tests {
             assert!(Message::decode(message.kind(), &longer).is_err());
         }
         assert!(Message::decode(0x99, &[]).is_err());
+    }
+
+    #[test]
+    fn lengths_are_those_of_the_wire() {
+        let len = |m: Message| m.encode().len() as u64;
+        let v = |n: usize| vec![0; n];
+        assert_eq!(len(Message::Cots { payload: v(9) }), Message::payload_len(0, &[9]));
+        assert_eq!(len(Message::Colours { node: 1, bits: v(3) }), Message::payload_len(1, &[3]));
+        let down = Message::ProductDown { node: 1, chunk: 2, message: v(5), matrix: v(0) };
+        assert_eq!(len(down), Message::payload_len(2, &[5, 0]));
+        let up = Message::HeUpload { item: 3, matrices: vec![v(5), v(6)] };
+        // The number of parts has eight bytes.
+        assert_eq!(len(up), Message::payload_len(3, &[5, 6]));
     }
 
     #[test]

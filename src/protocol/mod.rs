@@ -7,6 +7,7 @@
 mod choose;
 mod correlation;
 mod error;
+mod forecast;
 mod he_plan;
 mod machine;
 mod message;
@@ -28,6 +29,7 @@ pub use correlation::{
     ServerProduct, SessionId, TableStore,
 };
 pub use error::{ProtocolError, Result};
+pub use forecast::{Flow, Forecast, NodeForecast};
 pub use he_plan::{CrossTerm, Cut, HeItem, KEY_BLOCK};
 pub use machine::{Machine, Turn, WorkSpan, drive_pair};
 pub use message::{Message, pack_ring, unpack_ring};

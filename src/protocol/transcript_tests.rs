@@ -389,3 +389,56 @@ fn what_is_secret_is_wiped_and_has_no_form_to_print_or_send() {
         crate::mpc::garble::half_gates::LabelSeed,
     );
 }
+
+/// The forecast tells bytes and messages of every node, of both phases, to the byte.
+#[test]
+fn what_is_sent_was_forecast() {
+    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Bytes };
+    let mixed = shared.methods.with(LayerKind::Exp, Method::Garbled).with(LayerKind::Tanh, Method::Garbled);
+    let settings = [
+        Settings::EXACT,
+        Settings { ot: OtMethod::Silent, ..Settings::EXACT },
+        shared,
+        Settings { methods: mixed, ot: OtMethod::Iknp, layout: Layout::Balanced },
+    ];
+    for settings in settings {
+        let parties = Parties::with(8, settings);
+        let plan = &parties.plan;
+        let forecast = Forecast::new(plan, &parameter_set().unwrap()).unwrap();
+        let (mut offline, mut online) = (Flow::default(), Flow::default());
+        let mut nodes: HashMap<NodeId, [Flow; 2]> = HashMap::new();
+        for Sent { up, message } in run(&parties, inputs(&parties, "forecast"), false).log {
+            let node = match &message {
+                Message::Keys { .. } => continue,
+                Message::HeUpload { item, .. } | Message::HeResponse { item, .. } => Some(plan.he[*item as usize].0),
+                Message::Extend { node, .. }
+                | Message::Tables { node, .. }
+                | Message::ProductDown { node, .. }
+                | Message::ProductUp { node, .. }
+                | Message::Shared { node, .. }
+                | Message::Labels { node, .. }
+                | Message::Masked { node, .. }
+                | Message::Colours { node, .. }
+                | Message::Restored { node, .. } => Some(NodeId(*node as usize)),
+                _ => None,
+            };
+            let bytes = message.encode().len() as u64;
+            let sent = match up {
+                true => Flow { up: bytes, messages_up: 1, ..Flow::default() },
+                false => Flow { down: bytes, messages_down: 1, ..Flow::default() },
+            };
+            let phase = usize::from(message.kind() >= 0x40);
+            *[&mut offline, &mut online][phase] += sent;
+            if let Some(node) = node {
+                nodes.entry(node).or_default()[phase] += sent;
+            }
+        }
+        for node in &forecast.nodes {
+            let found = nodes.get(&node.node).copied().unwrap_or_default();
+            assert_eq!([node.offline, node.online], found, "{}", plan.graph.node(node.node).name);
+        }
+        assert_eq!((forecast.offline, forecast.online), (offline, online));
+        assert_eq!(forecast.ots, plan.all_cots().total() as u64);
+        assert_eq!(forecast.and_gates, plan.and_gates());
+    }
+}

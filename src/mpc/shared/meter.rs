@@ -23,6 +23,8 @@ pub struct Cost {
     pub down: usize,
     /// Flights: messages one after the other; messages of both parties at the same time count as one.
     pub rounds: usize,
+    /// Messages of each party, the client first.
+    pub messages: [usize; 2],
     /// Flights that each party has seen, the client first: a party sends one later than what it has received.
     clocks: [usize; 2],
 }
@@ -74,6 +76,7 @@ impl Cost {
 
     /// A message of a party that had seen `clock` flights.
     fn message(&mut self, side: usize, clock: usize) {
+        self.messages[side] += 1;
         self.clocks[1 - side] = self.clocks[1 - side].max(clock + 1);
         self.rounds = self.rounds.max(clock + 1);
     }

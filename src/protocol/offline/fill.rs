@@ -60,6 +60,23 @@ fn steps(method: OtMethod, wanted: usize) -> Vec<Step> {
     }
 }
 
+/// Bytes of the client's and of the server's message of each turn.
+pub(in crate::protocol) fn turns(plan: &Plan) -> Vec<(usize, usize)> {
+    let demand = plan.pooled_cots();
+    let lists = [demand.client_receives, demand.client_sends].map(|wanted| steps(plan.settings.ot, wanted));
+    // What the end that chooses says, and the other one.
+    let said = |step: Option<&Step>| match step {
+        Some(&Step::Extension(count)) => (extend_len(count).unwrap_or(0), 0),
+        Some(Step::Silent(steps)) => (0, steps.iter().map(SilentStep::message_len).sum()),
+        None => (0, 0),
+    };
+    let turn = |turn: usize| {
+        let [down, up] = [0, 1].map(|direction: usize| said(lists[direction].get(turn)));
+        (down.0 + up.1, down.1 + up.0)
+    };
+    (0..lists[0].len().max(lists[1].len())).map(turn).collect()
+}
+
 /// The direction in which this party chooses.
 struct Receives {
     steps: Vec<Step>,

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Chunks on their way at once: the extension of the next overlaps with the garbling of this one.
-const WINDOW: usize = 3;
+pub(in crate::protocol) const WINDOW: usize = 3;
 
 /// Base OTs of both directions, then random COTs.
 enum Setup {
