@@ -307,6 +307,47 @@ fn the_report_has_its_fields_and_adds_up() {
     ]));
     assert_eq!((interleaved["spool_bytes"].as_u64(), interleaved["tables"].as_str()), (Some(0), Some("interleaved")));
     assert_eq!(interleaved["inputs"][0]["outputs"], inputs[0]["outputs"]);
+    for report in [r, &interleaved] {
+        for phase in ["offline", "online"] {
+            assert_eq!(report["predicted"][phase]["bytes_up"], report[phase]["bytes_up"], "{phase}");
+            assert_eq!(report["predicted"][phase]["bytes_down"], report[phase]["bytes_down"], "{phase}");
+        }
+    }
+}
+
+/// A plan tells bytes, products, key switches, gates and OTs of what runs, and a run's report says so too.
+#[test]
+fn a_plan_is_what_runs() {
+    let model = model();
+    let base = ["--backend", "cpu", "--model", model.to_str().unwrap(), "--json"];
+    let exact = |predicted: &Value, report: &Value, what: &str| {
+        for (phase, field) in ["offline", "online"].into_iter().flat_map(|p| [(p, "bytes_up"), (p, "bytes_down")]) {
+            assert_eq!(predicted[phase][field], report[phase][field], "{what}: {phase} {field}");
+        }
+        let rounds = |of: &Value| of["online"]["rounds"].as_f64().unwrap();
+        assert!((rounds(predicted) / rounds(report) - 1.0).abs() < 0.25, "{what}: {predicted}");
+        for field in ["products", "key_switches"] {
+            assert_eq!(predicted[field], report["he"][field], "{what}: {field}");
+        }
+        assert_eq!(
+            (&predicted["and_gates"], &predicted["ots"]),
+            (&report["garbled"]["and_gates"], &report["ot"]["count"])
+        );
+    };
+    for layers in
+        [&["--nonlinear", "garbled"][..], &["--nonlinear", "shared"], &["--nonlinear", "auto", "--link", "lan"]]
+    {
+        let plan = json(&run(&[&["plan", "--tokens", "6"], &base[..], layers].concat()));
+        let report = json(&run(&[&["local", "--text", TEXT], &base[..], layers].concat()));
+        exact(&report["predicted"], &report, &layers.join(" "));
+        assert_eq!(plan["bucket"], report["inputs"][0]["bucket"]);
+        assert!(plan["nodes"].as_array().unwrap().len() > 40);
+        // What is chosen by measured costs may differ from run to run.
+        if !layers.contains(&"auto") {
+            exact(&plan["predicted"], &report, &layers.join(" "));
+        }
+    }
+    one_sentence(&run(&["plan", "--model", "nowhere"]), "nowhere");
 }
 
 /// Needs a Vulkan adapter; software (lavapipe) will do.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use super::{
     CotDemand, LayerKind, Layout, Method, Methods, OtMethod, OtPlan, Plan, Result, Settings,
+    estimate::{AND, IKNP_COT, PRODUCT, SHARED_BYTE, SILENT_BASE, SILENT_BYTES, SILENT_COT},
     he_plan::{he_counts, he_items},
 };
 use crate::{he::ParameterSet, model::Graph};
@@ -98,22 +99,6 @@ pub struct Decision {
     /// A sentence for everything that was chosen rather than asked for.
     pub reasons: Vec<String>,
 }
-
-// Work for one of a kind in blocks of AES, both parties together: estimates, from whole runs on one machine.
-/// An AND gate: garbling hashes four times, evaluation twice, and both wait for memory.
-const AND: f64 = 4.5;
-/// A COT of the extension.
-const IKNP_COT: f64 = 9.0;
-/// A silent COT, and its bytes.
-const SILENT_COT: f64 = 10.0;
-const SILENT_BYTES: f64 = 0.2;
-/// Bytes of the OTs that silent OT begins with, for each direction that is used.
-const SILENT_BASE: f64 = 1.2e6;
-/// A byte that a layer on shares sends: it is hashed at both ends.
-const SHARED_BYTE: f64 = 6.0;
-
-/// A product of one limb, in transforms.
-const PRODUCT: f64 = 0.5;
 
 /// The price of one way in seconds.
 struct Price {

@@ -55,6 +55,15 @@ impl std::ops::AddAssign for Flow {
     }
 }
 
+impl std::ops::SubAssign for Flow {
+    fn sub_assign(&mut self, other: Self) {
+        self.up -= other.up;
+        self.down -= other.down;
+        self.messages_up -= other.messages_up;
+        self.messages_down -= other.messages_down;
+    }
+}
+
 /// What a node costs.
 #[derive(Clone, Debug)]
 pub struct NodeForecast {

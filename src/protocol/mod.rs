@@ -7,6 +7,7 @@
 mod choose;
 mod correlation;
 mod error;
+mod estimate;
 mod forecast;
 mod he_plan;
 mod machine;
@@ -29,6 +30,7 @@ pub use correlation::{
     ServerProduct, SessionId, TableStore,
 };
 pub use error::{ProtocolError, Result};
+pub use estimate::{Estimate, NodeSeconds};
 pub use forecast::{Flow, Forecast, NodeForecast};
 pub use he_plan::{CrossTerm, Cut, HeItem, KEY_BLOCK};
 pub use machine::{Machine, Turn, WorkSpan, drive_pair};

@@ -34,6 +34,9 @@ pub struct Report {
     pub offline: PhaseTotals,
     /// Online phases, summed over the inputs.
     pub online: PhaseTotals,
+    /// What was predicted of the inputs before they ran.
+    #[serde(default)]
+    pub predicted: Predicted,
     /// Steps of the client's lanes, summed over the inputs, in the order of their first occurrence.
     pub phases: Vec<StepReport>,
     /// Engine operations that this process ran.
@@ -148,6 +151,35 @@ impl std::ops::AddAssign for PhaseTotals {
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
         self.rounds += other.rounds;
+    }
+}
+
+/// Costs of an inference, known before it runs. Bytes, products, key switches, gates and OTs are exact; rounds and seconds are
+/// estimates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Predicted {
+    /// The offline phase.
+    pub offline: PhaseTotals,
+    /// The online phase.
+    pub online: PhaseTotals,
+    /// Plaintext-ciphertext products of the server.
+    pub products: u64,
+    /// Key switches of the server.
+    pub key_switches: u64,
+    /// AND gates.
+    pub and_gates: u64,
+    /// OTs, both directions.
+    pub ots: u64,
+}
+
+impl std::ops::AddAssign for Predicted {
+    fn add_assign(&mut self, other: Self) {
+        self.offline += other.offline;
+        self.online += other.online;
+        self.products += other.products;
+        self.key_switches += other.key_switches;
+        self.and_gates += other.and_gates;
+        self.ots += other.ots;
     }
 }
 

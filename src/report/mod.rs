@@ -1,7 +1,7 @@
 //! Runs inferences over inputs and accounts for them: what a user reads, and the JSON report.
 //!
 //! [`inputs`] reads texts, [`run`] takes them one after another through a session and compares with the oracle where the
-//! model is at hand, [`fields`] is the report, [`mod@print`] its form for people. [`local`] and [`remote`] make the sessions:
+//! model is at hand, [`fields`] is the report, [`mod@print`] its form for people; [`plan`] says beforehand what it will be. [`local`] and [`remote`] make the sessions:
 //! both parties in this process, or the client's half against a server. [`measure`] gauges the machine, [`mod@file`] writes
 //! files whole or not at all.
 //!
@@ -17,6 +17,7 @@ pub mod inputs;
 pub mod local;
 pub mod measure;
 pub mod metrics;
+pub mod plan;
 pub mod print;
 pub mod remote;
 pub mod run;

@@ -77,6 +77,8 @@ fn write_summary(out: &mut String, r: &Report) -> fmt::Result {
         writeln!(out, "offline  {}", totals(&r.offline))?;
         writeln!(out, "online   {}", totals(&r.online))?;
     }
+    writeln!(out, "plan     offline {}", totals(&r.predicted.offline))?;
+    writeln!(out, "         online  {}", totals(&r.predicted.online))?;
     for (bucket, methods) in &r.nonlinear.methods {
         writeln!(out, "layers   {methods} (bucket {bucket})")?;
     }

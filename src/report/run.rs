@@ -6,10 +6,11 @@ use super::{
     ReportError,
     fields::{
         BackendReport, Calibration, GarbledReport, HeReport, InputReport, NonlinearReport, OpReport, OtReport,
-        PhaseTotals, Report, StepReport,
+        PhaseTotals, Predicted, Report, StepReport,
     },
     inputs::TextInput,
     measure,
+    plan::{Making, predict},
 };
 use crate::{
     engine::{Backend, OpCount},
@@ -138,6 +139,7 @@ pub struct Runner<'a, C: Connect> {
 struct Totals {
     inputs: Vec<InputReport>,
     setup: PhaseTotals,
+    predicted: Predicted,
     steps: Vec<StepReport>,
     and_gates: u64,
     table_bytes: u64,
@@ -291,6 +293,12 @@ impl<'a, C: Connect> Runner<'a, C> {
         let made = session.cut();
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
+        let making = match self.options.tables {
+            TableChoice::Spool(_) => Making::Offline,
+            TableChoice::Interleaved => Making::Interleaved,
+            TableChoice::Kept(_) => Making::Before,
+        };
+        self.report.predicted += predict(&plan, &self.options.circumstances, making)?;
         self.report.and_gates += plan.and_gates();
         self.report.table_bytes += plan.table_bytes();
         for (id, _) in plan.graph.iter() {
@@ -425,6 +433,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             online: sum(|i| i.online),
             inputs: r.inputs,
             setup: r.setup,
+            predicted: r.predicted,
             phases: r.steps,
             ops: ops_since(&self.ops_before, &self.backend.ops()),
             nonlinear: NonlinearReport {

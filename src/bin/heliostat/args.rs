@@ -32,6 +32,8 @@ pub enum Command {
     Serve(Serve),
     /// Ask a server, which learns neither text nor result.
     Infer(Infer),
+    /// What an inference will cost, layer by layer, and how it would be done: nothing runs.
+    Plan(Plan),
     /// The fixed-point model in the clear, beside the floating-point one.
     Oracle(Oracle),
     /// The fixed-point model beside the floating-point one over a labelled file.
@@ -236,6 +238,33 @@ pub struct Local {
     pub layers: NonlinearArgs,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Options of `plan`.
+#[derive(Args)]
+pub struct Plan {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Tokens of a text, [CLS] and [SEP] included; its bucket is what counts
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    /// unlimited, lan (1 Gbps, 0.5 ms), wan (100 Mbps, 80 ms) or RATE,DELAY such as 10mbps,20ms
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
+    /// Write the plan as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `serve`.

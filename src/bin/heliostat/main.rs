@@ -8,6 +8,7 @@ mod infer;
 mod local;
 mod oracle;
 mod output;
+mod plan;
 mod progress;
 mod serve;
 
@@ -41,6 +42,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Local(args) => local::local(args),
         Command::Serve(args) => serve::serve(args),
         Command::Infer(args) => infer::infer(args),
+        Command::Plan(args) => plan::plan(args),
         Command::Oracle(args) => oracle::oracle(args),
         Command::Accuracy(args) => accuracy::accuracy(args),
         Command::Calibrate(args) => calibrate::calibrate(args),

@@ -2,7 +2,7 @@
 
 use crate::{
     arith::codec::{CodecError, Reader, Writer},
-    protocol::{SessionId, Settings},
+    protocol::{Flow, SessionId, Settings},
 };
 
 /// Bytes of the manifest in one message.
@@ -38,6 +38,17 @@ pub(super) enum Mode {
     Interleaved,
     /// Nothing: both sides keep their correlation on disk.
     Keep,
+}
+
+/// What opens an inference, or with `resume` the online phase of one that was prepared: its messages on the control lane.
+pub fn opening(resume: bool) -> Flow {
+    let (session, settings) = ([0; 16], Settings::EXACT);
+    let asked = match resume {
+        true => Control::Resume { session, tokens: 0, settings },
+        false => Control::Start { session, tokens: 0, mode: Mode::Direct, settings },
+    };
+    let (up, down) = (asked.encode().len() as u64, Control::Ready.encode().len() as u64);
+    Flow { up, down, messages_up: 1, messages_down: 1 }
 }
 
 impl Control {

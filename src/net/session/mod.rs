@@ -14,6 +14,7 @@ mod spool;
 mod store;
 
 pub use client::{ClientConnection, ClientSession, Offer, Prepared, Tables};
+pub use control::opening;
 pub use error::SessionError;
 pub use recorder::{Party, Phase, Progress, Recorder, Span, busy, chrome_trace, overlap};
 pub use server::{ServerContext, serve_connection};
