@@ -18,7 +18,7 @@ use heliostat::{
         record::{Entry, Outline, record},
         session::{ClientConnection, ClientSession, Recorder, ServerContext, Tables, serve_connection},
     },
-    protocol::{Layout, Methods, OtMethod, Settings},
+    protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings},
 };
 
 /// Lanes of a connection.
@@ -87,13 +87,16 @@ fn transcripts_of_different_texts_have_one_shape() {
     let (model, context) = setting();
     let spool = || Tables::Spool(std::env::temp_dir());
     let silent = Settings { ot: OtMethod::Silent, ..Settings::EXACT };
-    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced };
+    let shared =
+        Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced, ..Settings::EXACT };
     let cases = [
         (Settings::EXACT, spool()),
         (Settings::EXACT, Tables::Interleaved),
         (silent, spool()),
         (silent, Tables::Interleaved),
         (shared, spool()),
+        (Settings { products: ProductMode::Fhgs, ..Settings::EXACT }, spool()),
+        (Settings { linear: LinearMode::Online, products: ProductMode::Fhgs, ..Settings::EXACT }, spool()),
     ];
     for (settings, tables) in cases {
         // Nothing but [CLS] and [SEP], and a bucket filled to its end.

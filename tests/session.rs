@@ -14,7 +14,7 @@ use heliostat::{
             serve_connection,
         },
     },
-    protocol::{Layout, Methods, OtMethod, Settings},
+    protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings, parameter_set},
 };
 
 fn model() -> Model {
@@ -86,10 +86,52 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
     assert!(chrome_trace(&spans)["traceEvents"].as_array().unwrap().len() > 50);
 }
 
+/// Modes with homomorphic work online: two inferences over one connection, of which nothing can be kept.
+#[test]
+fn homomorphic_work_online_equals_the_oracle() {
+    let model = model();
+    let dir = tempfile::tempdir().unwrap();
+    let context = Arc::new(Arc::into_inner(context(&model)).unwrap().with_store(&dir.path().join("server")).unwrap());
+    for (linear, products) in [(LinearMode::Offline, ProductMode::Fhgs), (LinearMode::Online, ProductMode::Fhgs)] {
+        let settings = Settings { linear, products, ..Settings::EXACT };
+        let (client, server) = memory_pair(256 << 20);
+        let served = thread::spawn({
+            let context = context.clone();
+            move || serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
+        });
+        let mut session = connect(client, &model, Recorder::default()).unwrap();
+        let costs = session.plan(8, settings).unwrap().he_costs(&parameter_set().unwrap());
+        let mut bytes = Vec::new();
+        for text in ["a warm and funny film", "so"] {
+            let counters = [context.he_counters()];
+            let start = session.cut();
+            let prepared = session.offline(8, settings, Tables::Spool(std::env::temp_dir())).unwrap();
+            let (middle, counters) = (session.cut(), [counters[0], context.he_counters()]);
+            let inputs = inputs(&model, text, 8);
+            let output = session.online(prepared, inputs.clone()).unwrap();
+            let (end, counters) = (session.cut(), [counters[0], counters[1], context.he_counters()]);
+            let graph = model.client().graph(8).unwrap();
+            assert_eq!(output, execute(&graph, model.weights(), &inputs).unwrap().edge(graph.output), "{settings:?}");
+            for (phase, costs) in [costs.offline, costs.online].into_iter().enumerate() {
+                assert_eq!(counters[phase + 1].key_switches - counters[phase].key_switches, costs.key_switches);
+                assert_eq!(counters[phase + 1].products - counters[phase].products, costs.products);
+            }
+            let (offline, online) = (middle.since(&start), end.since(&middle));
+            bytes.push([offline.bytes_up, offline.bytes_down, online.bytes_up, online.bytes_down, online.rounds]);
+        }
+        assert_eq!(bytes[0], bytes[1]);
+        assert!(costs.online.products > 0 && bytes[0][3] > costs.online.bytes_down);
+        let kept = session.offline(8, settings, Tables::Keep(dir.path().join("client"))).err().unwrap();
+        assert!(kept.to_string().contains("cannot be kept"), "{kept}");
+        drop(session);
+        served.join().unwrap().unwrap_err();
+    }
+}
+
 #[test]
 fn kept_correlations_serve_another_connection_once() {
     kept(Settings::EXACT);
-    kept(Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced });
+    kept(Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Balanced, ..Settings::EXACT });
 }
 
 fn kept(settings: Settings) {

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use super::{
     CotDemand, LayerKind, Layout, Method, Methods, OtMethod, OtPlan, Plan, Result, Settings,
     estimate::{AND, IKNP_COT, PRODUCT, SHARED_BYTE, SILENT_BASE, SILENT_BYTES, SILENT_COT},
-    he_plan::{he_counts, he_items},
+    he_plan::{he_costs, he_items},
 };
 use crate::{he::ParameterSet, model::Graph};
 
@@ -106,7 +106,7 @@ struct Price {
     cots: CotDemand,
 }
 
-/// Chooses.
+/// Chooses, the rest as in [`Settings::EXACT`].
 ///
 /// # Errors
 /// A layer that can be evaluated in neither way.
@@ -117,8 +117,24 @@ pub fn decide(
     ot: OtChoice,
     circumstances: &Circumstances,
 ) -> Result<Decision> {
-    let layout = layout(graph, params, nonlinear, circumstances)?;
-    let plan = |methods| Plan::new(graph.clone(), params, Settings { methods, ot: OtMethod::Iknp, layout });
+    decide_with(graph, params, Settings::EXACT, nonlinear, ot, circumstances)
+}
+
+/// Chooses how non-linear layers are evaluated, OTs made and ciphertexts laid out; all other settings are those of `base`, and
+/// `graph` must be of its options.
+///
+/// # Errors
+/// A layer that can be evaluated in neither way.
+pub fn decide_with(
+    graph: &Graph,
+    params: &ParameterSet,
+    base: Settings,
+    nonlinear: Nonlinear,
+    ot: OtChoice,
+    circumstances: &Circumstances,
+) -> Result<Decision> {
+    let layout = layout(graph, params, base, nonlinear, circumstances)?;
+    let plan = |methods| Plan::new(graph.clone(), params, Settings { methods, ot: OtMethod::Iknp, layout, ..base });
     let ots: &[OtMethod] = match ot {
         OtChoice::Fixed(OtMethod::Iknp) => &[OtMethod::Iknp],
         OtChoice::Fixed(OtMethod::Silent) => &[OtMethod::Silent],
@@ -130,7 +146,7 @@ pub fn decide(
     };
     // Where nothing is left to choose, no circuit is built to price it.
     if let (&[ot], Some(methods)) = (ots, nonlinear.fixed()) {
-        return Ok(Decision { settings: Settings { methods, ot, layout }, reasons: Vec::new() });
+        return Ok(Decision { settings: Settings { methods, ot, layout, ..base }, reasons: Vec::new() });
     }
     let (garbled, shared) = match nonlinear {
         Nonlinear::Garbled => (Some(plan(Methods::GARBLED)?), None),
@@ -172,22 +188,29 @@ pub fn decide(
             if ots.len() > 1 {
                 reasons.push(format!("OTs: {}", method.name()));
             }
-            best = Some((total, Settings { methods, ot: method, layout }, reasons));
+            best = Some((total, Settings { methods, ot: method, layout, ..base }, reasons));
         }
     }
-    let (_, settings, reasons) = best.unwrap_or((0.0, Settings::EXACT, Vec::new()));
+    let (_, settings, reasons) = best.unwrap_or((0.0, base, Vec::new()));
     Ok(Decision { settings, reasons })
 }
 
 /// The layout of the least time, where homomorphic work and the line are used one after the other. Who wants layers on
 /// shares wants few bytes.
-fn layout(graph: &Graph, params: &ParameterSet, nonlinear: Nonlinear, c: &Circumstances) -> Result<Layout> {
+fn layout(
+    graph: &Graph,
+    params: &ParameterSet,
+    base: Settings,
+    nonlinear: Nonlinear,
+    c: &Circumstances,
+) -> Result<Layout> {
     if c.byte == 0.0 {
         return Ok(if nonlinear == Nonlinear::Shared { Layout::Bytes } else { Layout::Work });
     }
     let mut best = None;
     for layout in Layout::ALL {
-        let counts = he_counts(&he_items(graph, params, layout)?, params);
+        let settings = Settings { layout, ..base };
+        let counts = he_costs(&he_items(graph, params, &settings)?, params, &settings).total();
         let work = counts.server_ntts as f64 + PRODUCT * counts.products as f64 * params.limbs() as f64;
         let seconds = work * c.ntt + (counts.bytes_up + counts.bytes_down) as f64 * c.byte;
         if best.is_none_or(|(least, _)| seconds < least) {

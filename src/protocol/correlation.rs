@@ -13,7 +13,7 @@ use std::{
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{ProtocolError, Result, SecretVec, ShareBoard};
+use super::{Plan, ProtocolError, Result, SecretVec, ShareBoard};
 use crate::{
     arith::sample::SecureRng,
     model::{Graph, NodeId},
@@ -137,10 +137,10 @@ pub struct ClientCorrelation {
 
 impl ClientCorrelation {
     /// Draws the client's masks; everything else is filled in by the offline lanes.
-    pub fn draw(session: SessionId, graph: &Graph, tables: Box<dyn TableStore>, rng: &mut SecureRng) -> Self {
+    pub fn draw(session: SessionId, plan: &Plan, tables: Box<dyn TableStore>, rng: &mut SecureRng) -> Self {
         Self {
             session,
-            board: ShareBoard::draw(graph, rng),
+            board: ShareBoard::draw(plan, rng),
             products: Mutex::default(),
             labels: Mutex::default(),
             pools: Mutex::default(),
@@ -259,7 +259,7 @@ pub struct ServerCorrelation {
     pub session: SessionId,
     /// Garbler's secrets.
     pub secrets: GarblerSecrets,
-    /// Masks subtracted from linear results, in the ring of the linear map's input.
+    /// Masks subtracted from linear results.
     linear: Mutex<HashMap<NodeId, SecretVec>>,
     masks: Mutex<HashMap<NodeId, ServerProduct>>,
     products: Mutex<HashMap<NodeId, SecretVec>>,
@@ -288,8 +288,8 @@ impl ServerCorrelation {
         }
     }
 
-    pub(super) fn put_linear(&self, node: NodeId, share: Vec<u64>) {
-        lock(&self.linear).insert(node, SecretVec::new(share));
+    pub(super) fn put_linear(&self, node: NodeId, share: SecretVec) {
+        lock(&self.linear).insert(node, share);
     }
 
     pub(super) fn take_linear(&self, node: NodeId) -> Result<SecretVec> {
@@ -376,7 +376,7 @@ impl ServerCorrelation {
     pub fn restore(session: SessionId, mut export: ServerExport, pools: Option<CotPools>) -> Self {
         use std::mem::take;
         let own = Self::with_secrets(session, GarblerSecrets { delta: export.delta, label_seed: export.label_seed });
-        take(&mut export.linear).into_iter().for_each(|(k, v)| own.put_linear(k, v));
+        take(&mut export.linear).into_iter().for_each(|(k, v)| own.put_linear(k, SecretVec::new(v)));
         let products = take(&mut export.products).into_iter().map(|(k, v)| (k, SecretVec::new(v)));
         lock(&own.products).extend(products);
         for (node, left, right) in take(&mut export.masks) {

@@ -59,6 +59,12 @@ pub enum ProtocolError {
     /// A correlation was about to be used a second time.
     #[error("this correlation was used before; make a new one with the offline phase")]
     Spent,
+    /// A correlation that cannot outlive its connection was to be kept.
+    #[error(
+        "correlations of fhgs products or of linear layers online need the client's HE key when they are used and cannot be \
+         kept; run both phases in one connection, or take masked products and linear layers offline"
+    )]
+    NotKept,
     /// A correlation is asked for before its offline phase has finished, or with other parameters.
     #[error("the correlation does not hold {what}; run the offline phase for this model and bucket again")]
     Missing {

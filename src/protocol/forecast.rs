@@ -3,17 +3,19 @@
 
 use std::collections::HashSet;
 
-use super::{HeItem, Message, OtMethod, OtPlan, Plan, Result, offline::fill_turns, operands::Operands};
+use super::{
+    HeInput, HeItem, HePhase, Message, OtMethod, OtPlan, Plan, Result, offline::fill_turns, operands::Operands,
+};
 use crate::{
     arith::{ShareModulus, bits::packed_len},
-    he::ParameterSet,
+    he::{ParameterSet, SeededCiphertexts},
     model::{EdgeId, NodeId},
     mpc::{
         block::BLOCK_BYTES,
         garble::half_gates::tables_len,
         ot::{base::POINT_BYTES, iknp},
     },
-    packing::{Counts, Packing},
+    packing::Counts,
 };
 
 /// Messages and the bytes of their payloads, by direction.
@@ -140,41 +142,47 @@ impl Forecast {
     }
 }
 
-/// The HE lane; gives its rounds.
+/// Homomorphic work of both phases; gives the rounds of the HE lane.
 fn he(plan: &Plan, params: &ParameterSet, nodes: &mut [NodeForecast]) -> u64 {
-    let mut uploaded: HashSet<(EdgeId, usize)> = HashSet::new();
+    let mut uploaded: HashSet<HeInput> = HashSet::new();
     for (id, item) in &plan.he {
         let node = &mut nodes[id.0];
         let (mut up, mut down) = (Vec::new(), Vec::new());
-        match item {
-            HeItem::Linear { inputs, rows, packing } => {
-                let mut counts = packing.counts();
-                (counts.bytes_up, counts.ciphertexts_up) = (0, 0);
-                for (&edge, layout) in inputs.iter().zip(packing.inputs()) {
-                    if uploaded.insert((edge, *rows)) {
-                        up.push(layout.byte_len(params).unwrap_or(0));
-                        counts.ciphertexts_up += layout.ciphertexts() as u64;
-                        counts.bytes_up += layout.byte_len(params).unwrap_or(0) as u64;
-                    }
-                }
-                down.push(counts.bytes_down as usize);
-                node.he += counts;
+        for packing in item.packings() {
+            let mut counts = packing.counts();
+            (counts.bytes_up, counts.ciphertexts_up) = (0, 0);
+            let missing: Vec<usize> = match item {
+                HeItem::Linear(inputs, _) => (0..inputs.len()).filter(|&k| uploaded.insert(inputs[k])).collect(),
+                HeItem::Product(_) => vec![0],
+            };
+            for index in missing {
+                let count = packing.input_ciphertexts(index);
+                up.push(SeededCiphertexts::byte_len(params, count).unwrap_or(usize::MAX));
+                counts.ciphertexts_up += count as u64;
+                counts.bytes_up += up.last().map_or(0, |&bytes| bytes as u64);
             }
-            HeItem::Product(terms) => {
-                for (_, packing) in terms {
-                    let counts = packing.counts();
-                    up.push(counts.bytes_up as usize);
-                    down.push(counts.bytes_down as usize);
-                    node.he += counts;
-                }
-            }
+            down.push(counts.bytes_down as usize);
+            node.he += counts;
         }
         // The number of parts has eight bytes.
-        node.offline.up(Message::payload_len(3, &up));
-        node.offline.down(Message::payload_len(3, &down));
+        let (up, down) = (Message::payload_len(3, &up), Message::payload_len(3, &down));
+        match item.phase(&plan.settings) {
+            HePhase::Offline => {
+                node.offline.up(up);
+                node.offline.down(down);
+            }
+            HePhase::Split => {
+                node.offline.up(up);
+                node.online.down(down);
+            }
+            HePhase::Online => {
+                node.online.up(up);
+                node.online.down(down);
+            }
+        }
     }
     // The client sends some ahead.
-    let items = plan.he.len() as u64;
+    let items = plan.he_lane().iter().filter(|turn| turn.answered).count() as u64;
     items.saturating_sub(super::offline::WINDOW as u64 - 1).max(items.min(1))
 }
 
@@ -235,7 +243,13 @@ fn online(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<()> {
     let packed = |edge: EdgeId, ring: ShareModulus| packed_bytes(graph.edge(edge).len(), ring);
     for node in nodes {
         let own = graph.node(node.node);
-        if own.op.is_local() {
+        if plan.is_local(node.node) {
+            continue;
+        }
+        if plan.he_online(node.node).is_some() {
+            let out = graph.edge(own.output);
+            node.online.up(Message::payload_len(1, &[packed(own.output, out.ring)]));
+            node.flights = 2;
             continue;
         }
         match plan.ot(node.node) {

@@ -11,13 +11,20 @@
 //! | | `Lc B` | `Lc_h` | `B_h` | as it is |
 //! | sum of squares of X | `Xc A^T` | `Xc` | `A^T` | the diagonal, twice |
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
-use super::{Layout, ProtocolError, Result};
+use super::{Layout, LinearMode, PackingKind, ProductMode, ProtocolError, Result, Settings};
 use crate::{
-    he::ParameterSet,
+    arith::ShareModulus,
+    he::{ParameterSet, SeededCiphertexts},
     model::{Edge, EdgeId, Graph, NodeId, Op, PRODUCT_RING_LIMIT, WEIGHT_LIMIT},
-    packing::{CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing},
+    packing::{
+        BatchColumnPacking, CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing, SlotMethod,
+        SlotPacking,
+    },
 };
 
 /// How a matrix is cut out of an edge.
@@ -157,12 +164,13 @@ pub fn cross_terms(graph: &Graph, node: NodeId) -> Vec<Vec<CrossTerm>> {
     vec![first, second]
 }
 
-/// Adds the result of a cross term (`rows x cols`, row-major) to the product it belongs to, modulo 2^64.
+/// Adds the result of a cross term (`rows x cols`, row-major residues) to the product it belongs to, in its ring.
 pub fn add_cross_term(graph: &Graph, node: NodeId, term: &CrossTerm, result: &[u64], cols: usize, sum: &mut [u64]) {
     if let Op::SquareSum { .. } = graph.node(node).op {
         // The square of a sum has its cross term twice.
         let diagonal = result.chunks_exact(cols).enumerate().filter_map(|(i, row)| row.get(i));
-        sum.iter_mut().zip(diagonal).for_each(|(s, &x)| *s = s.wrapping_add(x.wrapping_mul(2)));
+        let ring = graph.edge(graph.node(node).output).ring;
+        sum.iter_mut().zip(diagonal).for_each(|(s, &x)| *s = ring.add(*s, ring.add(x, x)));
         return;
     }
     let Op::Product { heads, transpose_right, .. } = graph.node(node).op else { return };
@@ -178,61 +186,147 @@ pub fn add_cross_term(graph: &Graph, node: NodeId, term: &CrossTerm, result: &[u
     for (a, row) in result.chunks_exact(cols).enumerate() {
         for (b, &value) in row.iter().enumerate() {
             let s = &mut sum[if term.transposed { at(b, a) } else { at(a, b) }];
-            *s = s.wrapping_add(value);
+            *s = out.ring.add(*s, value);
         }
     }
 }
 
+/// An input of a linear node as it is encrypted. Nodes that have one in common share its ciphertexts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeInput {
+    /// The edge.
+    pub edge: EdgeId,
+    /// Its first rows, which take part.
+    pub rows: usize,
+    /// What tells two layouts of one packing apart: the block, or the features of a ciphertext.
+    pub layout: usize,
+}
+
+/// When the parts of an item are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HePhase {
+    /// Offline, all of it.
+    Offline,
+    /// Encrypted offline, multiplied online.
+    Split,
+    /// Online, all of it.
+    Online,
+}
+
 /// The homomorphic work of one node.
 pub enum HeItem {
-    /// A linear node: inputs (their first `rows` rows) and the layout.
-    Linear {
-        /// Inputs, concatenated along features.
-        inputs: Vec<EdgeId>,
-        /// Rows that take part.
-        rows: usize,
-        /// Layout and noise.
-        packing: Box<CoefficientPacking>,
-    },
-    /// A product node: its cross terms, each with a layout of its own.
-    Product(Vec<(Vec<CrossTerm>, CoefficientPacking)>),
+    /// A linear node: its inputs, concatenated along features, and how they are laid out and multiplied.
+    Linear(Vec<HeInput>, Arc<dyn Packing>),
+    /// A product node: its cross terms, each packing for one of them or for one of all heads.
+    Product(Vec<(Vec<CrossTerm>, Arc<dyn Packing>)>),
+}
+
+impl HeItem {
+    /// When its parts are done.
+    pub fn phase(&self, settings: &Settings) -> HePhase {
+        match (self, settings.linear, settings.products) {
+            (Self::Linear(..), LinearMode::Offline, _) | (Self::Product(_), _, ProductMode::Masked) => HePhase::Offline,
+            (Self::Product(_), LinearMode::Offline, ProductMode::Fhgs) => HePhase::Split,
+            (Self::Linear(..), LinearMode::Online, _) | (Self::Product(_), LinearMode::Online, _) => HePhase::Online,
+        }
+    }
+
+    /// All packings.
+    pub fn packings(&self) -> impl Iterator<Item = &Arc<dyn Packing>> {
+        let (linear, terms) = match self {
+            Self::Linear(_, packing) => (Some(packing), &[][..]),
+            Self::Product(terms) => (None, &terms[..]),
+        };
+        linear.into_iter().chain(terms.iter().map(|(_, packing)| packing))
+    }
+
+    /// The edges whose shares the client encrypts.
+    pub fn encrypted(&self) -> Vec<EdgeId> {
+        match self {
+            Self::Linear(inputs, _) => inputs.iter().map(|input| input.edge).collect(),
+            Self::Product(terms) => terms.iter().flat_map(|(terms, _)| terms.iter().map(|t| t.encrypted.0)).collect(),
+        }
+    }
 }
 
 /// The HE lane's work, in execution order.
-pub fn he_items(graph: &Graph, params: &ParameterSet, layout: Layout) -> Result<Vec<(NodeId, HeItem)>> {
-    let weights = weights(layout);
-    let mut blocks: HashMap<usize, usize> = HashMap::new();
+pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Result<Vec<(NodeId, HeItem)>> {
+    let mut planner = Planner { graph, params, settings, weights: weights(settings.layout), blocks: HashMap::new() };
     let mut items = Vec::new();
     for (id, node) in graph.iter() {
         match &node.op {
             Op::Linear { inputs, .. } => {
+                let (packing, layout) = planner.linear(id)?;
                 let rows = graph.edge(node.output).rows;
-                let block = match blocks.get(&rows) {
-                    Some(&block) => block,
-                    None => {
-                        let block = linear_block(graph, params, rows, &weights)?;
-                        blocks.insert(rows, block);
-                        block
-                    }
-                };
-                let packing =
-                    CoefficientPacking::with_block(params, &linear_spec(graph, id), stride(params, rows), block)?;
-                items.push((id, HeItem::Linear { inputs: inputs.clone(), rows, packing: Box::new(packing) }));
+                let inputs = inputs.iter().map(|&edge| HeInput { edge, rows, layout }).collect();
+                items.push((id, HeItem::Linear(inputs, packing)));
             }
-            _ if multiplied_by_he(graph, id, layout) => {
-                let terms = cross_terms(graph, id)
-                    .into_iter()
-                    .map(|terms| {
-                        let packing = CoefficientPacking::choose(params, &term_spec(graph, id, &terms), &weights)?;
-                        Ok((terms, packing))
-                    })
-                    .collect::<Result<_>>()?;
-                items.push((id, HeItem::Product(terms)));
+            _ if multiplied_by_he(graph, id, settings.layout) => {
+                items.push((id, HeItem::Product(planner.product(id)?)))
             }
             _ => {}
         }
     }
     Ok(items)
+}
+
+/// Chooses packings.
+struct Planner<'a> {
+    graph: &'a Graph,
+    params: &'a ParameterSet,
+    settings: &'a Settings,
+    weights: CostWeights,
+    /// Blocks of coefficient packing by rows.
+    blocks: HashMap<usize, usize>,
+}
+
+impl Planner<'_> {
+    /// The packing of a linear node, and what tells the layout of its inputs from others.
+    fn linear(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize)> {
+        let (graph, params, spec) = (self.graph, self.params, linear_spec(self.graph, id));
+        if let Some(method) = slot_method(self.settings.packing) {
+            let packing = SlotPacking::new(params, method, &spec)?;
+            let layout = packing.slots().1;
+            return Ok((Arc::new(packing), layout));
+        }
+        if self.settings.packing == PackingKind::BatchColumn {
+            return Ok((Arc::new(BatchColumnPacking::new(params, &spec)?), 1));
+        }
+        let block = match self.blocks.get(&spec.rows) {
+            Some(&block) => block,
+            None => {
+                let block = linear_block(graph, params, spec.rows, &self.weights)?;
+                self.blocks.insert(spec.rows, block);
+                block
+            }
+        };
+        let packing = CoefficientPacking::with_block(params, &spec, stride(params, spec.rows), block)?;
+        Ok((Arc::new(packing), block))
+    }
+
+    /// The cross terms of a product: all heads at once, or one by one where a packing serves no more.
+    fn product(&self, id: NodeId) -> Result<Vec<(Vec<CrossTerm>, Arc<dyn Packing>)>> {
+        let terms = cross_terms(self.graph, id);
+        let ring = self.graph.edge(self.graph.node(id).op.inputs()[0]).ring;
+        // Sums of squares keep a power of two, which has no slots.
+        let in_slots = matches!(ring, ShareModulus::Prime(_)) || terms.len() > 1;
+        let Some(method) = slot_method(self.settings.packing).filter(|_| in_slots) else {
+            let plan = |terms: Vec<CrossTerm>| -> Result<(Vec<CrossTerm>, Arc<dyn Packing>)> {
+                let spec = term_spec(self.graph, id, &terms);
+                let packing = CoefficientPacking::choose(self.params, &spec, &self.weights)?;
+                Ok((terms, Arc::new(packing)))
+            };
+            return terms.into_iter().map(plan).collect();
+        };
+        let mut items: Vec<(Vec<CrossTerm>, Arc<dyn Packing>)> = Vec::new();
+        for terms in terms {
+            let first = terms.first().map(|term| term_spec(self.graph, id, std::slice::from_ref(term)));
+            let Some(spec) = first else { continue };
+            let packing: Arc<dyn Packing> = Arc::new(SlotPacking::new(self.params, method, &spec)?);
+            items.extend(terms.into_iter().map(|term| (vec![term], packing.clone())));
+        }
+        Ok(items)
+    }
 }
 
 /// Whether the offline part of a node that multiplies shares is made by HE, and not by OT.
@@ -243,6 +337,15 @@ pub(super) fn multiplied_by_he(graph: &Graph, node: NodeId, layout: Layout) -> b
         Op::Product { .. } => true,
         Op::SquareSum { input } => layout != Layout::Work && graph.edge(input).ring.bits() <= PRODUCT_RING_LIMIT,
         _ => false,
+    }
+}
+
+fn slot_method(packing: PackingKind) -> Option<SlotMethod> {
+    match packing {
+        PackingKind::TokensFirst => Some(SlotMethod::TokensFirst),
+        PackingKind::TokensFirstPlain => Some(SlotMethod::TokensFirstPlain),
+        PackingKind::FeaturesFirst => Some(SlotMethod::FeaturesFirst),
+        PackingKind::Coefficient | PackingKind::BatchColumn => None,
     }
 }
 
@@ -260,36 +363,67 @@ fn weights(layout: Layout) -> CostWeights {
     CostWeights { upload, download, max_block: KEY_BLOCK, ..CostWeights::default() }
 }
 
+/// What homomorphic work costs in sum. Transforms of the client are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeCosts {
+    /// Offline.
+    pub offline: Counts,
+    /// Online.
+    pub online: Counts,
+}
+
+impl HeCosts {
+    /// Of both phases.
+    pub fn total(&self) -> Counts {
+        let mut sum = self.offline;
+        add_server(&mut sum, &self.online);
+        sum.ciphertexts_up += self.online.ciphertexts_up;
+        sum.bytes_up += self.online.bytes_up;
+        sum
+    }
+}
+
 /// What all items cost in sum. Inputs that several linear layers share are uploaded once.
-pub(super) fn he_counts(items: &[(NodeId, HeItem)], params: &ParameterSet) -> Counts {
-    let mut sum = Counts::default();
+pub(super) fn he_costs(items: &[(NodeId, HeItem)], params: &ParameterSet, settings: &Settings) -> HeCosts {
+    let mut sum = HeCosts::default();
     let mut uploaded = HashSet::new();
     for (_, item) in items {
-        let packings: Vec<&CoefficientPacking> = match item {
-            HeItem::Linear { packing, .. } => vec![packing],
-            HeItem::Product(terms) => terms.iter().map(|(_, packing)| packing).collect(),
+        let HeCosts { offline, online } = &mut sum;
+        let (up, work) = match item.phase(settings) {
+            HePhase::Offline => (None, offline),
+            HePhase::Split => (Some(offline), online),
+            HePhase::Online => (None, online),
         };
-        for packing in packings {
-            let c = packing.counts();
-            sum.products += c.products;
-            sum.key_switches += c.key_switches;
-            sum.server_ntts += c.server_ntts;
-            sum.ciphertexts_down += c.ciphertexts_down;
-            sum.bytes_down += c.bytes_down;
-            let HeItem::Linear { inputs, rows, .. } = item else {
-                sum.ciphertexts_up += c.ciphertexts_up;
-                sum.bytes_up += c.bytes_up;
-                continue;
-            };
-            for (edge, layout) in inputs.iter().zip(packing.inputs()) {
-                if uploaded.insert((*edge, *rows, layout.block)) {
-                    sum.ciphertexts_up += layout.ciphertexts() as u64;
-                    sum.bytes_up += layout.byte_len(params).unwrap_or(0) as u64;
+        let mut sent = Counts::default();
+        for packing in item.packings() {
+            let counts = packing.counts();
+            add_server(work, &counts);
+            if let HeItem::Linear(inputs, _) = item {
+                for (index, _) in inputs.iter().enumerate().filter(|(_, input)| uploaded.insert(**input)) {
+                    let count = packing.input_ciphertexts(index);
+                    sent.ciphertexts_up += count as u64;
+                    sent.bytes_up += SeededCiphertexts::byte_len(params, count).unwrap_or(0) as u64;
                 }
+            } else {
+                sent.ciphertexts_up += counts.ciphertexts_up;
+                sent.bytes_up += counts.bytes_up;
             }
         }
+        let up = up.unwrap_or(work);
+        up.ciphertexts_up += sent.ciphertexts_up;
+        up.bytes_up += sent.bytes_up;
     }
     sum
+}
+
+/// Adds what the server does and sends.
+fn add_server(sum: &mut Counts, c: &Counts) {
+    sum.products += c.products;
+    sum.scalar_products += c.scalar_products;
+    sum.key_switches += c.key_switches;
+    sum.server_ntts += c.server_ntts;
+    sum.ciphertexts_down += c.ciphertexts_down;
+    sum.bytes_down += c.bytes_down;
 }
 
 fn stride(params: &ParameterSet, rows: usize) -> usize {

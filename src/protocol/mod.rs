@@ -6,8 +6,10 @@
 
 mod choose;
 mod correlation;
+mod encryptor;
 mod error;
 mod estimate;
+mod evaluator;
 mod forecast;
 mod he_plan;
 mod machine;
@@ -24,21 +26,23 @@ mod tests;
 mod transcript_tests;
 mod weights;
 
-pub use choose::{Circumstances, Decision, Nonlinear, OtChoice, decide};
+pub use choose::{Circumstances, Decision, Nonlinear, OtChoice, decide, decide_with};
 pub use correlation::{
     ChunkKey, ClientCorrelation, CotPools, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
     ServerProduct, SessionId, TableStore,
 };
+pub use encryptor::Encryptor;
 pub use error::{ProtocolError, Result};
 pub use estimate::{Estimate, NodeSeconds};
+pub use evaluator::Evaluator;
 pub use forecast::{Flow, Forecast, NodeForecast};
-pub use he_plan::{CrossTerm, Cut, HeItem, KEY_BLOCK};
+pub use he_plan::{CrossTerm, Cut, HeCosts, HeInput, HeItem, HePhase, KEY_BLOCK};
 pub use machine::{Machine, Turn, WorkSpan, drive_pair};
 pub use message::{Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
-pub use plan::{CotDemand, GarbledPlan, OtPlan, Plan, ProductPlan, SharedPlan};
-pub use settings::{LayerKind, Layout, Method, Methods, OtMethod, Settings};
+pub use plan::{CotDemand, GarbledPlan, HeTurn, OtPlan, Plan, ProductPlan, SharedPlan};
+pub use settings::{LayerKind, Layout, LinearMode, Method, Methods, OtMethod, PackingKind, ProductMode, Settings};
 pub use shares::{SecretVec, ShareBoard, row_sums};
 pub use weights::OnlineWeights;
 

@@ -3,13 +3,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    CotPools, LayerKind, Method, OtMethod, ProtocolError, Result, SessionId, Settings,
-    he_plan::{HeItem, he_items, multiplied_by_he},
+    CotPools, LayerKind, LinearMode, Method, OtMethod, ProtocolError, Result, SessionId, Settings,
+    he_plan::{HeCosts, HeItem, HePhase, he_costs, he_items, multiplied_by_he},
 };
 use crate::{
     arith::ShareModulus,
     he::ParameterSet,
-    model::{Function, Graph, NodeId, Op},
+    model::{Function, Graph, NodeId, Op, Stage},
     mpc::{
         block::Block,
         garble::{
@@ -252,9 +252,21 @@ pub struct Plan {
     pub graph: Graph,
     /// What the parties agreed on.
     pub settings: Settings,
-    /// The HE lane's work, in execution order.
+    /// Homomorphic work, in execution order.
     pub he: Vec<(NodeId, HeItem)>,
+    he_lane: Vec<HeTurn>,
     ot: HashMap<NodeId, OtPlan>,
+}
+
+/// An item's turn on the HE lane offline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeTurn {
+    /// Which one of [`Plan::he`].
+    pub item: usize,
+    /// Responses that the client must have read before: they give shares that it encrypts.
+    pub after: usize,
+    /// Whether there is a response; if not, the item's ciphertexts wait for the online phase.
+    pub answered: bool,
 }
 
 impl Plan {
@@ -262,7 +274,7 @@ impl Plan {
     ///
     /// # Errors
     /// A layer that cannot be evaluated as the settings say, or work that the parameters cannot carry.
-    pub fn new(graph: Graph, params: &ParameterSet, settings: Settings) -> Result<Self> {
+    pub fn new(mut graph: Graph, params: &ParameterSet, settings: Settings) -> Result<Self> {
         let mut cache: HashMap<String, Arc<Gadget>> = HashMap::new();
         let mut ot = HashMap::new();
         for (id, node) in graph.iter() {
@@ -285,8 +297,37 @@ impl Plan {
                 _ => {}
             }
         }
-        let he = he_items(&graph, params, settings.layout)?;
-        Ok(Self { graph, settings, he, ot })
+        let he = he_items(&graph, params, &settings)?;
+        let he_lane = he_lane(&graph, &he, &settings);
+        if settings.linear == LinearMode::Online {
+            graph.stages = stages(&graph, |op| is_local(op, settings.linear));
+        }
+        Ok(Self { graph, settings, he, he_lane, ot })
+    }
+
+    /// Whether each party computes its share of a node alone, online: the client's share of the output is then no mask.
+    pub fn is_local(&self, node: NodeId) -> bool {
+        is_local(&self.graph.node(node).op, self.settings.linear)
+    }
+
+    /// The HE lane's work offline, in order.
+    pub fn he_lane(&self) -> &[HeTurn] {
+        &self.he_lane
+    }
+
+    /// The node's item of [`Self::he`] if it is answered online, and whether it is encrypted online too.
+    pub fn he_online(&self, node: NodeId) -> Option<(usize, bool)> {
+        let item = self.he.iter().position(|(id, _)| *id == node)?;
+        match self.he[item].1.phase(&self.settings) {
+            HePhase::Offline => None,
+            HePhase::Split => Some((item, false)),
+            HePhase::Online => Some((item, true)),
+        }
+    }
+
+    /// What the homomorphic work of one inference costs.
+    pub fn he_costs(&self, params: &ParameterSet) -> HeCosts {
+        he_costs(&self.he, params, &self.settings)
     }
 
     /// The OT lane's work for a node, if it has any.
@@ -353,6 +394,59 @@ impl Plan {
         };
         self.graph.iter().map(|(id, _)| id).filter(wanted).collect()
     }
+}
+
+fn is_local(op: &Op, linear: LinearMode) -> bool {
+    match op {
+        Op::Linear { .. } => linear == LinearMode::Offline,
+        op => op.is_local(),
+    }
+}
+
+/// The online schedule: a node runs in the first stage after those of its inputs, local nodes before interactive ones.
+fn stages(graph: &Graph, is_local: impl Fn(&Op) -> bool) -> Vec<Stage> {
+    let mut ready = vec![0usize; graph.edges.len()];
+    let mut stages: Vec<Stage> = Vec::new();
+    for (id, node) in graph.iter() {
+        let at = node.op.inputs().iter().map(|e| ready[e.0]).max().unwrap_or(0);
+        if stages.len() <= at {
+            stages.resize(at + 1, Stage::default());
+        }
+        if is_local(&node.op) {
+            stages[at].local.push(id);
+            ready[node.output.0] = at;
+        } else {
+            stages[at].interactive.push(id);
+            ready[node.output.0] = at + 1;
+        }
+    }
+    stages
+}
+
+/// The offline turns of the items.
+fn he_lane(graph: &Graph, items: &[(NodeId, HeItem)], settings: &Settings) -> Vec<HeTurn> {
+    // Responses after which the client knows its share of an edge.
+    let mut known = vec![0usize; graph.edges.len()];
+    let (mut lane, mut responses) = (Vec::new(), 0);
+    let mut items = items.iter().enumerate().peekable();
+    for (id, node) in graph.iter() {
+        if let Op::RowSum { input } = node.op {
+            known[node.output.0] = known[input.0];
+        }
+        let Some((item, (_, work))) = items.next_if(|(_, (node, _))| *node == id) else { continue };
+        let phase = work.phase(settings);
+        if phase == HePhase::Online {
+            continue;
+        }
+        let after = work.encrypted().iter().map(|e| known[e.0]).max().unwrap_or(0);
+        let answered = phase == HePhase::Offline;
+        lane.push(HeTurn { item, after, answered });
+        responses += usize::from(answered);
+        if is_local(&node.op, settings.linear) {
+            known[node.output.0] = responses;
+        }
+    }
+    lane
 }
 
 fn garbled_plan(graph: &Graph, id: NodeId, cache: &mut HashMap<String, Arc<Gadget>>) -> Result<GarbledPlan> {

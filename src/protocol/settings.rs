@@ -4,7 +4,11 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{arith::codec::CodecError, model::Function};
+use super::ProtocolError;
+use crate::{
+    arith::codec::CodecError,
+    model::{Function, GraphOptions, Lookup, MergeSet, Rings},
+};
 
 /// A kind of non-linear layer; all nodes of a kind are evaluated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -179,6 +183,89 @@ impl Layout {
     }
 }
 
+/// When the homomorphic work of linear layers is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinearMode {
+    /// Offline, on the client's random share; online the server computes in plain integers.
+    #[default]
+    Offline,
+    /// Online: the client encrypts its share when the layer's turn has come. What there was before Primer; to compare with.
+    Online,
+}
+
+impl LinearMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Offline, Self::Online];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Offline => "offline",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// How products of two shared matrices are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProductMode {
+    /// Cross terms with the server's masks are made homomorphically offline; online, operands less these masks are sent.
+    #[default]
+    Masked,
+    /// The client's shares are sent encrypted, ahead of time where linear layers are done offline; online the server multiplies
+    /// its own shares by them homomorphically (FHGS of Primer).
+    Fhgs,
+}
+
+impl ProductMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Masked, Self::Fhgs];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Masked => "masked",
+            Self::Fhgs => "fhgs",
+        }
+    }
+}
+
+/// How matrices lie in ciphertexts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackingKind {
+    /// In coefficients, for rings of either kind.
+    #[default]
+    Coefficient,
+    /// In slots, a feature's tokens side by side, by baby steps and giant steps; for prime rings.
+    TokensFirst,
+    /// The same with every rotation of every input.
+    TokensFirstPlain,
+    /// In slots, a token's features side by side, with every rotation of every input.
+    FeaturesFirst,
+    /// A ciphertext for each column of a linear layer's input; products as in [`Self::Coefficient`].
+    BatchColumn,
+}
+
+impl PackingKind {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Coefficient, Self::TokensFirst, Self::TokensFirstPlain, Self::FeaturesFirst, Self::BatchColumn];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Coefficient => "coefficient",
+            Self::TokensFirst => "tokens_first",
+            Self::TokensFirstPlain => "tokens_first_plain",
+            Self::FeaturesFirst => "features_first",
+            Self::BatchColumn => "batch_column",
+        }
+    }
+}
+
 /// All that the parties agree on for one inference, besides model and bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -186,24 +273,59 @@ pub struct Settings {
     pub methods: Methods,
     /// How OTs are made.
     pub ot: OtMethod,
-    /// How matrices are laid out in ciphertexts.
+    /// What the layout of matrices in ciphertexts economises.
     pub layout: Layout,
+    /// When the homomorphic work of linear layers is done.
+    pub linear: LinearMode,
+    /// How products of two shared matrices are made.
+    pub products: ProductMode,
+    /// How matrices lie in ciphertexts.
+    pub packing: PackingKind,
+    /// The graph of model and bucket.
+    pub graph: GraphOptions,
 }
 
 impl Settings {
-    /// Garbled layers, OTs by extension, least work: the exact mode for a fast link.
-    pub const EXACT: Self = Self { methods: Methods::GARBLED, ot: OtMethod::Iknp, layout: Layout::Work };
+    /// Garbled layers, OTs by extension, least work: the exact mode for a fast link. Nothing homomorphic online.
+    pub const EXACT: Self = Self {
+        methods: Methods::GARBLED,
+        ot: OtMethod::Iknp,
+        layout: Layout::Work,
+        linear: LinearMode::Offline,
+        products: ProductMode::Masked,
+        packing: PackingKind::Coefficient,
+        graph: GraphOptions { merge: MergeSet::NONE, rings: Rings::Pow2, lookup: Lookup::Public },
+    };
+
+    /// Bytes of the wire form.
+    pub const BYTES: usize = 6 + GraphOptions::BYTES;
+
+    /// Whether the online phase needs the client's HE key and the server's switching keys, which live as long as a connection.
+    pub fn he_online(&self) -> bool {
+        self.linear == LinearMode::Online || self.products == ProductMode::Fhgs
+    }
+
+    /// Whether a correlation of these settings can be kept for a later connection.
+    ///
+    /// # Errors
+    /// [`ProtocolError::NotKept`] if it would need keys that end with the connection.
+    pub fn check_kept(&self) -> Result<(), ProtocolError> {
+        if self.he_online() { Err(ProtocolError::NotKept) } else { Ok(()) }
+    }
 
     /// Wire form.
-    pub fn to_bytes(self) -> [u8; 3] {
-        [self.methods.0, self.ot as u8, self.layout as u8]
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        let Self { methods, ot, layout, linear, products, packing, graph } = self;
+        let [a, b, c, d] = graph.to_bytes();
+        [methods.0, ot as u8, layout as u8, linear as u8, products as u8, packing as u8, a, b, c, d]
     }
 
     /// Reads the wire form.
     ///
     /// # Errors
     /// Bits that have no meaning.
-    pub fn from_bytes([methods, ot, layout]: [u8; 3]) -> Result<Self, CodecError> {
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Result<Self, CodecError> {
+        let [methods, ot, layout, linear, products, packing, graph @ ..] = bytes;
         if methods & !Methods::SHARED.0 != 0 {
             return Err(CodecError::Invalid { what: "the methods of non-linear layers" });
         }
@@ -212,9 +334,18 @@ impl Settings {
             1 => OtMethod::Silent,
             _ => return Err(CodecError::Invalid { what: "the OT extension" }),
         };
-        let layout = Layout::ALL.get(usize::from(layout)).copied();
-        let layout = layout.ok_or(CodecError::Invalid { what: "the layout of ciphertexts" })?;
-        Ok(Self { methods: Methods(methods), ot, layout })
+        fn choice<T: Copy>(all: &[T], index: u8, what: &'static str) -> Result<T, CodecError> {
+            all.get(usize::from(index)).copied().ok_or(CodecError::Invalid { what })
+        }
+        Ok(Self {
+            methods: Methods(methods),
+            ot,
+            layout: choice(&Layout::ALL, layout, "the layout of ciphertexts")?,
+            linear: choice(&LinearMode::ALL, linear, "the mode of linear layers")?,
+            products: choice(&ProductMode::ALL, products, "the mode of products")?,
+            packing: choice(&PackingKind::ALL, packing, "the packing")?,
+            graph: GraphOptions::from_bytes(graph)?,
+        })
     }
 }
 
@@ -224,15 +355,36 @@ mod tests {
 
     #[test]
     fn settings_come_back_and_nonsense_is_refused() {
-        for (ot, layout) in [OtMethod::Iknp, OtMethod::Silent].into_iter().flat_map(|ot| Layout::ALL.map(|l| (ot, l))) {
-            for bits in 0..1 << LayerKind::ALL.len() {
-                let settings = Settings { methods: Methods(bits), ot, layout };
-                assert_eq!(Settings::from_bytes(settings.to_bytes()).unwrap(), settings);
+        // Every value of every field, and all of them together.
+        let limits = [1 << LayerKind::ALL.len(), 2, 4, 2, 2, 5u8];
+        let mut seen = 0u32;
+        for code in 0..limits.iter().map(|&l| u32::from(l)).product() {
+            let mut rest: u32 = code;
+            let mut bytes = Settings::EXACT.to_bytes();
+            for (byte, limit) in bytes.iter_mut().zip(limits) {
+                *byte = (rest % u32::from(limit)) as u8;
+                rest /= u32::from(limit);
             }
+            assert_eq!(Settings::from_bytes(bytes).unwrap().to_bytes(), bytes);
+            seen += 1;
         }
-        assert!(Settings::from_bytes([32, 0, 0]).is_err());
-        assert!(Settings::from_bytes([0, 2, 0]).is_err());
-        assert!(Settings::from_bytes([0, 0, 4]).is_err());
+        assert_eq!(seen, 32 * 2 * 4 * 2 * 2 * 5);
+        let graph = GraphOptions { rings: Rings::Prime, lookup: Lookup::Private, merge: MergeSet::ALL };
+        let settings = Settings { graph, ..Settings::EXACT };
+        assert_eq!(Settings::from_bytes(settings.to_bytes()).unwrap(), settings);
+        assert!(Settings::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 9, 0]).is_err());
+        for (field, limit) in limits.into_iter().enumerate() {
+            let mut bytes = Settings::EXACT.to_bytes();
+            bytes[field] = limit;
+            assert!(Settings::from_bytes(bytes).is_err(), "field {field}");
+        }
+    }
+
+    #[test]
+    fn what_needs_keys_online() {
+        assert!(!Settings::EXACT.he_online());
+        assert!(Settings { linear: LinearMode::Online, ..Settings::EXACT }.he_online());
+        assert!(Settings { products: ProductMode::Fhgs, ..Settings::EXACT }.he_online());
     }
 
     #[test]

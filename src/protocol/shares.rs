@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::{ProtocolError, Result};
+use super::{Plan, ProtocolError, Result};
 use crate::{
     arith::{
         ShareModulus,
@@ -72,8 +72,9 @@ pub fn row_sums(values: &[u64], cols: usize, ring: ShareModulus) -> Vec<u64> {
 }
 
 impl ShareBoard {
-    /// Draws every mask of a graph from a CSPRNG. Only linear outputs (and sums of them) are missing afterwards.
-    pub fn draw(graph: &Graph, rng: &mut SecureRng) -> Self {
+    /// Draws every mask of a graph from a CSPRNG. Only outputs of local nodes are missing afterwards.
+    pub fn draw(plan: &Plan, rng: &mut SecureRng) -> Self {
+        let graph = &plan.graph;
         let mut shares: Vec<Option<Arc<SecretVec>>> = vec![None; graph.edges.len()];
         let mut mask = |id: EdgeId| {
             let edge = graph.edge(id);
@@ -81,7 +82,7 @@ impl ShareBoard {
         };
         mask(graph.embedding);
         graph.pool.into_iter().for_each(&mut mask);
-        graph.nodes.iter().filter(|n| !n.op.is_local()).for_each(|n| mask(n.output));
+        graph.iter().filter(|(id, _)| !plan.is_local(*id)).for_each(|(_, n)| mask(n.output));
         let board = Self { state: Mutex::new(State { shares, version: 0, failed: false }), changed: Condvar::new() };
         board.follow(graph);
         board

@@ -47,8 +47,7 @@ impl Parties {
         let mut rng = SecureRng::from_os().unwrap();
         let session = [7; 16];
         let plan = &self.plan;
-        let client =
-            Arc::new(ClientCorrelation::draw(session, &plan.graph, Box::new(MemoryTables::default()), &mut rng));
+        let client = Arc::new(ClientCorrelation::draw(session, plan, Box::new(MemoryTables::default()), &mut rng));
         let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut he = HeClient::new(plan.clone(), client.clone(), self.client_keys.clone(), rng.fork());
@@ -58,9 +57,14 @@ impl Parties {
         let mut ot_server = OtServer::new(plan.clone(), server.clone(), nodes, rng.fork());
         assert!(drive_pair(&mut he, &mut he_server).unwrap());
         assert!(drive_pair(&mut ot, &mut ot_server).unwrap());
-        let mut online = OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot)).unwrap();
+        let he_online = plan.settings.he_online();
+        let (encryptor, evaluator) =
+            (he_online.then(|| he.into_encryptor()), he_online.then(|| he_server.into_evaluator()));
+        let mut online =
+            OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot), encryptor).unwrap();
         let weights = Arc::new(OnlineWeights::host(self.weights.clone()));
-        let mut online_server = OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server));
+        let mut online_server =
+            OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server), evaluator);
         assert!(drive_pair(&mut online, &mut online_server).unwrap());
         (online.output().unwrap().to_vec(), client, online_server)
     }
@@ -76,15 +80,35 @@ fn every_edge_equals_the_oracle_with_pooled_ots() {
     every_edge_equals(Settings { ot: OtMethod::Silent, ..Settings::EXACT });
 }
 
+#[test]
+fn every_edge_equals_the_oracle_in_every_mode() {
+    for linear in LinearMode::ALL {
+        for products in ProductMode::ALL {
+            // With few bytes, sums of squares are homomorphic too.
+            every_edge_equals(Settings { linear, products, layout: Layout::Bytes, ..Settings::EXACT });
+        }
+    }
+}
+
 fn every_edge_equals(settings: Settings) {
     let parties = Parties::with(8, settings);
+    let costs = parties.plan.he_costs(&parameter_set().unwrap());
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
     let inputs = parties.model.client().inputs(&text).unwrap();
     let graph = &parties.plan.graph;
     let oracle = execute(graph, &parties.weights, &inputs).unwrap();
     assert_eq!(oracle.overflow_count(), 0);
     for interleaved in [false, true] {
+        let before = parties.server_keys.context().counters();
         let (output, client, server) = parties.run(inputs.clone(), interleaved);
+        let after = parties.server_keys.context().counters();
+        // One context serves both parties here: `encrypted` is the client's.
+        let total = costs.total();
+        assert_eq!(after.products - before.products, total.products);
+        assert_eq!(after.scalar_products - before.scalar_products, total.scalar_products);
+        assert_eq!(after.key_switches - before.key_switches, total.key_switches);
+        assert_eq!(after.encrypted - before.encrypted, total.ciphertexts_up);
+        assert_eq!(after.responded - before.responded, total.ciphertexts_down);
         for (i, edge) in graph.edges.iter().enumerate() {
             let id = EdgeId(i);
             let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
@@ -102,7 +126,7 @@ fn every_edge_equals(settings: Settings) {
 fn layers_on_shares_keep_to_their_error() {
     let methods = Methods::SHARED;
     for ot in [OtMethod::Iknp, OtMethod::Silent] {
-        let parties = Parties::with(8, Settings { methods, ot, layout: Layout::Bytes });
+        let parties = Parties::with(8, Settings { methods, ot, layout: Layout::Bytes, ..Settings::EXACT });
         let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
         let inputs = parties.model.client().inputs(&text).unwrap();
         let graph = &parties.plan.graph;
@@ -153,6 +177,6 @@ fn a_correlation_is_spent_once() {
     let text = parties.model.client().encode("twice", None, 8).unwrap();
     let inputs = parties.model.client().inputs(&text).unwrap();
     let (_, client, _) = parties.run(inputs.clone(), false);
-    let mut again = OnlineClient::new(parties.plan.clone(), client, inputs, None).unwrap();
+    let mut again = OnlineClient::new(parties.plan.clone(), client, inputs, None, None).unwrap();
     assert!(matches!(again.advance(None), Err(ProtocolError::Spent)));
 }

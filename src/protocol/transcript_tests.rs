@@ -65,7 +65,7 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
     let mut session = [0; 16];
     session.copy_from_slice(&rng.bytes32()[..16]);
     let tables = Box::new(MemoryTables::default());
-    let client = Arc::new(ClientCorrelation::draw(session, &plan.graph, tables, &mut rng));
+    let client = Arc::new(ClientCorrelation::draw(session, plan, tables, &mut rng));
     let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
     let nodes = plan.ot_nodes(!interleaved, true);
     let (keys, params) = (&parties.client_keys, parties.client_keys.context().params().clone());
@@ -85,18 +85,23 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
     let mut he = up(HeClient::new(plan.clone(), client.clone(), keys.clone(), rng.fork()), &log);
     let he_server =
         HeServer::new(plan.clone(), server.clone(), parties.weights.clone(), parties.server_keys.clone(), rng.fork());
-    assert!(drive_pair(&mut he, &mut down(he_server, &log)).unwrap());
+    let mut he_server = down(he_server, &log);
+    assert!(drive_pair(&mut he, &mut he_server).unwrap());
     let mut ot = up(OtClient::new(plan.clone(), client.clone(), nodes.clone(), rng.fork()), &log);
     let mut ot_server = down(OtServer::new(plan.clone(), server.clone(), nodes, rng.fork()), &log);
     assert!(drive_pair(&mut ot, &mut ot_server).unwrap());
     let (_, products, labels) = client.export(&plan.graph).unwrap();
     let export = server.export();
-    let online = OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot.inner)).unwrap();
+    let he_online = plan.settings.he_online();
+    let (encryptor, evaluator) =
+        (he_online.then(|| he.inner.into_encryptor()), he_online.then(|| he_server.inner.into_evaluator()));
+    let online =
+        OnlineClient::new(plan.clone(), client.clone(), inputs, interleaved.then_some(ot.inner), encryptor).unwrap();
     let weights = Arc::new(OnlineWeights::host(parties.weights.clone()));
-    let server = OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server.inner));
+    let server = OnlineServer::new(plan.clone(), server, weights, interleaved.then_some(ot_server.inner), evaluator);
     let (mut online, mut server) = (up(online, &log), down(server, &log));
     assert!(drive_pair(&mut online, &mut server).unwrap());
-    drop((he, ot.log, ot_server.log, online));
+    drop((he.log, he_server.log, ot.log, ot_server.log, online));
     let log = std::mem::take(&mut *log.0.lock().unwrap());
     Run { log, client, labels, products, server: export, online: server.inner }
 }
@@ -104,6 +109,17 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
 /// Parties whose OTs are silent.
 fn silent() -> Parties {
     Parties::with(8, Settings { ot: OtMethod::Silent, ..Settings::EXACT })
+}
+
+/// Parties who do everything homomorphic online.
+fn online() -> Parties {
+    let (linear, products) = (LinearMode::Online, ProductMode::Fhgs);
+    Parties::with(8, Settings { linear, products, ..Settings::EXACT })
+}
+
+/// Parties whose products are FHGS.
+fn fhgs() -> Parties {
+    Parties::with(8, Settings { products: ProductMode::Fhgs, ..Settings::EXACT })
 }
 
 fn inputs(parties: &Parties, text: &str) -> Inputs {
@@ -234,7 +250,9 @@ fn secrets(parties: &Parties, run: &Run, inputs: &Inputs) -> Needles {
 
 #[test]
 fn no_secret_of_either_party_is_in_any_message() {
-    for (parties, interleaved) in [(Parties::new(8), false), (Parties::new(8), true), (silent(), false)] {
+    for (parties, interleaved) in
+        [(Parties::new(8), false), (Parties::new(8), true), (silent(), false), (online(), false), (fhgs(), false)]
+    {
         let inputs = inputs(&parties, "a charming and moving film");
         let run = run(&parties, inputs.clone(), interleaved);
         let needles = secrets(&parties, &run, &inputs);
@@ -291,7 +309,8 @@ fn masks_labels_and_correlations_are_fresh() {
     let (iknp, silent) = (Parties::new(8), silent());
     let mut seen: HashMap<u128, usize> = HashMap::new();
     let mut messages = 0;
-    for parties in [&iknp, &iknp, &silent, &silent] {
+    let (online, fhgs) = (online(), fhgs());
+    for parties in [&iknp, &iknp, &silent, &silent, &online, &online, &fhgs, &fhgs] {
         let run = run(parties, inputs(parties, "the same text"), false);
         for sent in run.log.iter().filter(|s| !matches!(s.message, Message::Keys { .. } | Message::Open { .. })) {
             let fields: Vec<&[u8]> = match &sent.message {
@@ -393,13 +412,16 @@ fn what_is_secret_is_wiped_and_has_no_form_to_print_or_send() {
 /// The forecast tells bytes and messages of every node, of both phases, to the byte.
 #[test]
 fn what_is_sent_was_forecast() {
-    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Bytes };
+    let shared = Settings { methods: Methods::SHARED, ot: OtMethod::Silent, layout: Layout::Bytes, ..Settings::EXACT };
     let mixed = shared.methods.with(LayerKind::Exp, Method::Garbled).with(LayerKind::Tanh, Method::Garbled);
     let settings = [
         Settings::EXACT,
         Settings { ot: OtMethod::Silent, ..Settings::EXACT },
         shared,
-        Settings { methods: mixed, ot: OtMethod::Iknp, layout: Layout::Balanced },
+        Settings { methods: mixed, ot: OtMethod::Iknp, layout: Layout::Balanced, ..Settings::EXACT },
+        Settings { products: ProductMode::Fhgs, layout: Layout::Bytes, ..Settings::EXACT },
+        Settings { linear: LinearMode::Online, products: ProductMode::Fhgs, ..Settings::EXACT },
+        Settings { linear: LinearMode::Online, ..Settings::EXACT },
     ];
     for settings in settings {
         let parties = Parties::with(8, settings);
@@ -407,7 +429,9 @@ fn what_is_sent_was_forecast() {
         let forecast = Forecast::new(plan, &parameter_set().unwrap()).unwrap();
         let (mut offline, mut online) = (Flow::default(), Flow::default());
         let mut nodes: HashMap<NodeId, [Flow; 2]> = HashMap::new();
+        let mut begun = false;
         for Sent { up, message } in run(&parties, inputs(&parties, "forecast"), false).log {
+            begun |= matches!(message, Message::Input { .. });
             let node = match &message {
                 Message::Keys { .. } => continue,
                 Message::HeUpload { item, .. } | Message::HeResponse { item, .. } => Some(plan.he[*item as usize].0),
@@ -427,7 +451,7 @@ fn what_is_sent_was_forecast() {
                 true => Flow { up: bytes, messages_up: 1, ..Flow::default() },
                 false => Flow { down: bytes, messages_down: 1, ..Flow::default() },
             };
-            let phase = usize::from(message.kind() >= 0x40);
+            let phase = usize::from(begun);
             *[&mut offline, &mut online][phase] += sent;
             if let Some(node) = node {
                 nodes.entry(node).or_default()[phase] += sent;

@@ -49,11 +49,12 @@ impl OnlineWeights {
         Self { weights, device: Some(Device { backend, least, blocks: Mutex::default() }) }
     }
 
-    /// `sum_k x_k W_k + bias` in the ring of the output (not reduced), on the server's shares.
+    /// `sum_k x_k W_k + bias` in the ring of the output, on the server's shares.
     pub(super) fn linear(&self, graph: &Graph, node: NodeId, parts: &[(EdgeId, &[u64])]) -> Result<Vec<u64>> {
         let view = linear_weights(&self.weights, graph, node)?;
         let edge = graph.edge(graph.node(node).output);
-        let mut sum: Vec<u64> = (0..edge.rows).flat_map(|_| view.bias.iter().map(|&b| b as u64)).collect();
+        let mut sum: Vec<u64> =
+            (0..edge.rows).flat_map(|_| view.bias.iter().map(|&b| edge.ring.from_signed(b))).collect();
         let mut row = 0;
         for &(id, x) in parts {
             let inner = graph.edge(id).cols;
@@ -68,7 +69,7 @@ impl OnlineWeights {
                 }
                 _ => matmul(x, block, edge.rows, inner, view.outputs, edge.ring)?,
             };
-            sum.iter_mut().zip(&product).for_each(|(s, &p)| *s = s.wrapping_add(p));
+            sum.iter_mut().zip(&product).for_each(|(s, &p)| *s = edge.ring.add(*s, p));
             row += inner;
         }
         Ok(sum)

@@ -254,6 +254,31 @@ pub struct HeReport {
     pub ciphertexts_up: u64,
     /// Ciphertexts that it decrypted.
     pub ciphertexts_down: u64,
+    /// The server's work of the offline phases.
+    #[serde(default)]
+    pub offline: HePhaseReport,
+    /// Of the online phases.
+    #[serde(default)]
+    pub online: HePhaseReport,
+}
+
+/// The server's homomorphic work of a phase: counted, or planned where it is another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HePhaseReport {
+    /// Key switches, each of which rotates or packs.
+    pub rotations: u64,
+    /// Plaintext-ciphertext products.
+    pub products: u64,
+    /// Products of a ciphertext and an integer, terms of matrix products with integers.
+    pub scalar_products: u64,
+}
+
+impl std::ops::AddAssign for HePhaseReport {
+    fn add_assign(&mut self, other: Self) {
+        self.rotations += other.rotations;
+        self.products += other.products;
+        self.scalar_products += other.scalar_products;
+    }
 }
 
 /// Oblivious transfers.

@@ -14,7 +14,6 @@ use crate::{
     he::ParameterSet,
     model::{Graph, NodeId, Op},
     net::{frame::FRAME_OVERHEAD, session::opening},
-    packing::Packing,
     protocol::{
         Circumstances, Estimate, Flow, Forecast, HeItem, LayerKind, Method, NodeForecast, OtPlan, Plan, parameter_set,
     },
@@ -215,13 +214,19 @@ fn how(plan: &Plan, id: NodeId) -> String {
         (Op::RowSum { .. }, _) => "each party alone".into(),
         (_, Some(OtPlan::Product(p))) => format!("masked, OT in {} bits", p.ring.bits()),
         (op, _) => match (item(), op) {
-            (Some(HeItem::Linear { packing, .. }), _) => {
-                let block = packing.inputs().first().map_or(0, |input| input.block);
-                format!("{} packing, {block} features a ciphertext", packing.name())
+            (Some(HeItem::Linear(inputs, packing)), _) => {
+                let block = inputs.first().map_or(0, |input| input.layout);
+                let online = if plan.he_online(id).is_some() { ", online" } else { "" };
+                format!("{} packing, {block} features a ciphertext{online}", packing.name())
             }
             (Some(HeItem::Product(terms)), _) => {
-                let block = terms.first().and_then(|(_, p)| p.inputs().first()).map_or(0, |input| input.block);
-                format!("masked, HE in {block} features a ciphertext")
+                let packing = terms.first().map(|(_, packing)| packing);
+                let block = packing.map_or(0, |p| {
+                    let features = p.spec().heads * p.spec().inner.iter().sum::<usize>();
+                    features.div_ceil(p.input_ciphertexts(0).max(1))
+                });
+                let mode = plan.settings.products.name();
+                format!("{mode}, HE in {block} features a ciphertext")
             }
             (None, _) => String::new(),
         },

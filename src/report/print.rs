@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use super::fields::{InputReport, PhaseTotals, Report};
+use super::fields::{HePhaseReport, InputReport, PhaseTotals, Report};
 
 /// Numbers of an output that are shown; an embedding has hundreds.
 const SHOWN: usize = 6;
@@ -91,6 +91,10 @@ fn write_summary(out: &mut String, r: &Report) -> fmt::Result {
         "HE       {} ciphertexts up, {} down, {} products, {} key switches",
         r.he.ciphertexts_up, r.he.ciphertexts_down, r.he.products, r.he.key_switches
     )?;
+    if r.he.online != HePhaseReport::default() {
+        let online = r.he.online;
+        writeln!(out, "         {} products and {} key switches of these online", online.products, online.rotations)?;
+    }
     if r.nonlinear.shared_elements > 0 {
         let shared = &r.nonlinear;
         writeln!(out, "shared   {} elements, {}", shared.shared_elements, bytes(shared.shared_bytes))?;

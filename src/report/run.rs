@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use super::{
     ReportError,
     fields::{
-        BackendReport, Calibration, GarbledReport, HeReport, InputReport, NonlinearReport, OpReport, OtReport,
-        PhaseTotals, Predicted, Report, StepReport,
+        BackendReport, Calibration, GarbledReport, HePhaseReport, HeReport, InputReport, NonlinearReport, OpReport,
+        OtReport, PhaseTotals, Predicted, Report, StepReport,
     },
     inputs::TextInput,
     measure,
@@ -15,13 +15,12 @@ use super::{
 use crate::{
     engine::{Backend, OpCount},
     he::HeCounters,
-    model::{ClientModel, Encoded, Model, Outputs, Prediction, Provenance},
+    model::{ClientModel, Encoded, Model, ModelError, OracleRun, Outputs, Prediction, Provenance, execute},
     net::{
         Traffic,
         session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, busy, overlap},
     },
-    packing::{CoefficientPacking, Packing},
-    protocol::{Circumstances, Decision, HeItem, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide, parameter_set},
+    protocol::{Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide_with, parameter_set},
 };
 
 /// How garbled tables are kept between the phases.
@@ -70,6 +69,8 @@ pub struct RunOptions {
     pub nonlinear: Nonlinear,
     /// How OTs are made.
     pub ot: OtChoice,
+    /// Everything else that the parties agree on: modes of linear layers and products, packing, graph.
+    pub base: Settings,
     /// The link and the machine, where that is to be chosen.
     pub circumstances: Circumstances,
     /// Whether spans are kept for a trace.
@@ -146,9 +147,8 @@ struct Totals {
     /// Elements and bytes of layers on shares.
     shared: (u64, u64),
     ots: u64,
-    /// What the plans say of the server's work, for where it is another process.
-    products: u64,
-    key_switches: u64,
+    /// The server's homomorphic work, offline and online.
+    he: [HePhaseReport; 2],
     /// Sum of the inferences' statistical distances.
     distance: f64,
     client: HeCounters,
@@ -288,6 +288,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         let Connected { session, model } = connected;
         let before = session.cut();
         let start = Instant::now();
+        let counted = self.connect.server_counters();
         let decision = self.decision(model, encoded.bucket)?;
         let prepared = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
         let made = session.cut();
@@ -308,12 +309,13 @@ impl<'a, C: Connect> Runner<'a, C> {
                 self.report.shared.1 += up + down;
             }
         }
-        self.account_for_he(&plan);
+        let half = self.connect.server_counters();
         let start = Instant::now();
         let values = session.online(prepared, model.inputs(encoded)?)?;
         let outputs = model.decode(encoded, &plan.graph, &values)?;
         let seconds = reading + start.elapsed().as_secs_f64();
         entry.online = Some(totals(seconds, &session.cut().since(&made)));
+        self.account_for_he(&plan, [counted, half, self.connect.server_counters()])?;
         Ok(Private { values, outputs, exact: decision.settings.methods.is_exact() })
     }
 
@@ -322,31 +324,51 @@ impl<'a, C: Connect> Runner<'a, C> {
         if let Some(decision) = self.decisions.get(&bucket) {
             return Ok(decision.clone());
         }
-        let RunOptions { nonlinear, ot, circumstances, .. } = &self.options;
-        let decision = decide(&model.graph(bucket)?, &parameter_set()?, *nonlinear, *ot, circumstances)?;
+        let RunOptions { nonlinear, ot, base, circumstances, .. } = &self.options;
+        let graph = model.graph_with(bucket, &base.graph)?;
+        let decision = decide_with(&graph, &parameter_set()?, *base, *nonlinear, *ot, circumstances)?;
         self.decisions.insert(bucket, decision.clone());
         Ok(decision)
     }
 
-    fn account_for_he(&mut self, plan: &Plan) {
-        for (_, item) in &plan.he {
-            let packings: Vec<&CoefficientPacking> = match item {
-                HeItem::Linear { packing, .. } => vec![packing],
-                HeItem::Product(terms) => terms.iter().map(|(_, packing)| packing).collect(),
+    /// Adds the server's work: between its counters before, between and after the phases, or as planned where they are not known.
+    fn account_for_he(&mut self, plan: &Plan, counters: [Option<HeCounters>; 3]) -> Result<(), ReportError> {
+        let costs = plan.he_costs(&parameter_set()?);
+        let planned = [costs.offline, costs.online].map(|c| HePhaseReport {
+            rotations: c.key_switches,
+            products: c.products,
+            scalar_products: c.scalar_products,
+        });
+        for (phase, sum) in self.report.he.iter_mut().enumerate() {
+            *sum += match (&counters[phase], &counters[phase + 1]) {
+                (Some(before), Some(after)) => HePhaseReport {
+                    rotations: after.key_switches - before.key_switches,
+                    products: after.products - before.products,
+                    scalar_products: after.scalar_products - before.scalar_products,
+                },
+                _ => planned[phase],
             };
-            for packing in packings {
-                let counts = packing.counts();
-                self.report.products += counts.products;
-                self.report.key_switches += counts.key_switches;
-                let distance = packing.response_plan().statistical_distance_log2(counts.ciphertexts_down);
-                self.report.distance += distance.exp2();
-            }
         }
+        for packing in plan.he.iter().flat_map(|(_, item)| item.packings()) {
+            let distance = packing.response_plan().statistical_distance_log2(packing.counts().ciphertexts_down);
+            self.report.distance += distance.exp2();
+        }
+        Ok(())
+    }
+
+    /// The oracle of the graph that the parties agreed on.
+    fn oracle_run(&self, model: &Model, encoded: &Encoded) -> Result<OracleRun, ReportError> {
+        let graph = model.client().graph_with(encoded.bucket, &self.options.base.graph)?;
+        let inputs = model.client().inputs(encoded)?;
+        let execution = execute(&graph, model.weights(), &inputs);
+        let execution = execution.map_err(|e| ModelError::Input { reason: e.to_string() })?;
+        let outputs = model.client().decode(encoded, &graph, execution.edge(graph.output))?;
+        Ok(OracleRun { graph, execution, outputs })
     }
 
     fn compare(&mut self, encoded: &Encoded, private: &Private, entry: &mut InputReport) -> Result<(), ReportError> {
         let Some(model) = self.oracle else { return Ok(()) };
-        let run = model.oracle(encoded)?;
+        let run = self.oracle_run(model, encoded)?;
         let expected = run.execution.edge(run.graph.output);
         entry.oracle_outputs = Some(run.outputs.rows.concat());
         entry.float_outputs = Some(model.float(encoded)?.rows.concat());
@@ -448,11 +470,13 @@ impl<'a, C: Connect> Runner<'a, C> {
             },
             garbled: GarbledReport { and_gates: r.and_gates, bytes: r.table_bytes },
             he: HeReport {
-                products: server.as_ref().map_or(r.products, |s| s.products),
-                key_switches: server.as_ref().map_or(r.key_switches, |s| s.key_switches),
+                products: r.he.iter().map(|phase| phase.products).sum(),
+                key_switches: r.he.iter().map(|phase| phase.rotations).sum(),
                 ntts: r.client.ntts + server.as_ref().map_or(0, |s| s.ntts),
                 ciphertexts_up: r.client.encrypted,
                 ciphertexts_down: r.client.decrypted,
+                offline: r.he[0],
+                online: r.he[1],
             },
             ot: OtReport {
                 count: r.ots,

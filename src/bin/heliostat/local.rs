@@ -13,7 +13,7 @@ use heliostat::{
         Link,
         session::{Recorder, ServerContext, Span, Tables, chrome_trace},
     },
-    protocol::{Circumstances, decide, parameter_set},
+    protocol::{Circumstances, Settings, decide, parameter_set},
     report::{
         Report, RunOptions, Runner,
         file::{check_writable, write_whole},
@@ -167,6 +167,7 @@ impl How {
             tables: self.tables.clone(),
             nonlinear: self.layers.nonlinear,
             ot: self.layers.ot,
+            base: Settings::EXACT,
             circumstances: machine.circumstances(self.link, parties),
             keep_spans,
         }

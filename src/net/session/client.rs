@@ -20,11 +20,11 @@ use crate::{
     arith::sample::SecureRng,
     engine::Backend,
     he::{BfvContext, HeClient as HeKeys, HeCounters},
-    model::{Graph, GraphOptions, Inputs, ModelSpec},
+    model::{Graph, Inputs, ModelSpec},
     net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
-        ClientCorrelation, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError, SessionId,
-        Settings, TableStore, parameter_set,
+        ClientCorrelation, Encryptor, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError,
+        SessionId, Settings, TableStore, parameter_set,
     },
 };
 
@@ -66,6 +66,7 @@ pub struct Prepared {
     /// The correlation.
     pub correlation: Arc<ClientCorrelation>,
     ot: Option<OtClient>,
+    encryptor: Option<Encryptor>,
     plan: Arc<Plan>,
     ots: u64,
 }
@@ -211,11 +212,8 @@ impl ClientSession {
         if let Some(plan) = self.plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(
-            Graph::build(&self.spec, tokens, &GraphOptions::default())?,
-            &parameter_set()?,
-            settings,
-        )?);
+        let plan =
+            Arc::new(Plan::new(Graph::build(&self.spec, tokens, &settings.graph)?, &parameter_set()?, settings)?);
         self.plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
@@ -243,13 +241,14 @@ impl ClientSession {
             }
             Tables::Interleaved => (Mode::Interleaved, Box::<MemoryTables>::default() as Box<dyn TableStore>, None),
             Tables::Keep(dir) => {
+                settings.check_kept()?;
                 let store = CorrelationStore::open(&dir)?;
                 let file = Arc::new(FileTables::create(&store.tables_path(&session), self.spooled.clone())?);
                 (Mode::Keep, Box::new(file.clone()) as Box<dyn TableStore>, Some((store, file)))
             }
         };
         let interleaved = mode == Mode::Interleaved;
-        let correlation = Arc::new(ClientCorrelation::draw(session, &plan.graph, store, &mut self.rng));
+        let correlation = Arc::new(ClientCorrelation::draw(session, &plan, store, &mut self.rng));
         let connection = &self.connection;
         connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings })?;
         connection.ready()?;
@@ -290,7 +289,8 @@ impl ClientSession {
             connection.ready()?;
         }
         self.ots += ots;
-        Ok(Prepared { tokens, correlation, ot: interleaved.then_some(ot), plan, ots })
+        let encryptor = settings.he_online().then(|| he.into_encryptor());
+        Ok(Prepared { tokens, correlation, ot: interleaved.then_some(ot), encryptor, plan, ots })
     }
 
     /// Takes a correlation that [`Tables::Keep`] left in a store; the server must have its side.
@@ -317,7 +317,7 @@ impl ClientSession {
         store.remove_tables(&session);
         self.connection.say(&Control::Resume { session, tokens: tokens as u32, settings })?;
         self.connection.ready()?;
-        Ok(Prepared { tokens, correlation, ot: None, plan, ots: 0 })
+        Ok(Prepared { tokens, correlation, ot: None, encryptor: None, plan, ots: 0 })
     }
 
     /// The online phase: spends a correlation on an input and returns the opened output in fixed point.
@@ -328,7 +328,8 @@ impl ClientSession {
         let connection = &self.connection;
         let result = (|| {
             let plan = prepared.plan.clone();
-            let mut machine = OnlineClient::new(plan.clone(), prepared.correlation.clone(), input, prepared.ot)?;
+            let Prepared { correlation, ot, encryptor, .. } = prepared;
+            let mut machine = OnlineClient::new(plan.clone(), correlation, input, ot, encryptor)?;
             let driver = Driver {
                 party: Party::Client,
                 phase: Phase::Online,

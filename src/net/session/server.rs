@@ -19,11 +19,11 @@ use crate::{
     arith::sample::SecureRng,
     engine::{Backend, schedule::CostModel},
     he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
-    model::{Graph, GraphOptions, ModelSpec, ServerWeights},
+    model::{Graph, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
-        HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation, SessionId,
-        Settings, parameter_set,
+        Evaluator, HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation,
+        SessionId, Settings, parameter_set,
     },
 };
 
@@ -89,11 +89,8 @@ impl ServerContext {
         if let Some(plan) = plans.get(&(tokens, settings)) {
             return Ok(plan.clone());
         }
-        let plan = Arc::new(Plan::new(
-            Graph::build(&self.spec, tokens, &GraphOptions::default())?,
-            &parameter_set()?,
-            settings,
-        )?);
+        let plan =
+            Arc::new(Plan::new(Graph::build(&self.spec, tokens, &settings.graph)?, &parameter_set()?, settings)?);
         plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
@@ -152,8 +149,13 @@ impl Connection<'_> {
                 (Control::Bye, _) => return Ok(()),
                 (Control::Start { session, tokens, mode, settings }, Some(keys)) => {
                     let tokens = tokens as usize;
-                    let kept = (mode == Mode::Keep && self.context.store.is_none())
-                        .then(|| "this server keeps no correlations; start it with a store".to_string());
+                    let kept = match mode {
+                        Mode::Keep if self.context.store.is_none() => {
+                            Some("this server keeps no correlations; start it with a store".to_string())
+                        }
+                        Mode::Keep => settings.check_kept().err().map(|e| e.to_string()),
+                        Mode::Direct | Mode::Interleaved => None,
+                    };
                     if let Some(reason) = self.refusal(tokens, settings).or(kept) {
                         self.say(&Control::Refused { reason })?;
                         continue;
@@ -234,7 +236,8 @@ impl Connection<'_> {
             store.put_server(&binding, &correlation)?;
             return self.say(&Control::Ready);
         }
-        self.online(&plan, correlation, interleaved.then_some(ot))
+        let evaluator = plan.settings.he_online().then(|| he.into_evaluator());
+        self.online(&plan, correlation, interleaved.then_some(ot), evaluator)
     }
 
     /// The online phase of a kept correlation.
@@ -250,7 +253,7 @@ impl Connection<'_> {
         match store.take_server(&binding) {
             Ok(correlation) => {
                 self.say(&Control::Ready)?;
-                self.online(&self.context.plan(tokens, settings)?, Arc::new(correlation), None)
+                self.online(&self.context.plan(tokens, settings)?, Arc::new(correlation), None, None)
             }
             Err(e) => refuse(public_reason(&e.into())),
         }
@@ -261,8 +264,10 @@ impl Connection<'_> {
         plan: &Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
         garbling: Option<OtServer>,
+        evaluator: Option<Evaluator>,
     ) -> Result<(), SessionError> {
-        let mut online = OnlineServer::new(plan.clone(), correlation, self.context.online.clone(), garbling);
+        let weights = self.context.online.clone();
+        let mut online = OnlineServer::new(plan.clone(), correlation, weights, garbling, evaluator);
         self.driver(Phase::Online, "online", &self.lanes.online, &plan.graph).run(&mut online)
     }
 }

@@ -28,7 +28,7 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"HELIOCOR";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Most entries of one kind in a file.
 const MAX_ENTRIES: usize = 1 << 22;
 
@@ -128,6 +128,7 @@ impl CorrelationStore {
     }
 
     fn seal(&self, binding: &Binding, client: bool, payload: Zeroizing<Vec<u8>>) -> Result<(), ProtocolError> {
+        binding.settings.check_kept()?;
         let path = self.path(&binding.session, if client { "client" } else { "server" });
         let mut nonce = [0u8; 24];
         getrandom::fill(&mut nonce).map_err(|e| ProtocolError::Entropy(e.to_string()))?;
@@ -289,7 +290,7 @@ impl CorrelationStore {
 }
 
 /// Magic, version, party, digest, tokens, settings, session, nonce.
-const HEADER: usize = 8 + 2 + 1 + 32 + 4 + 3 + 16 + 24;
+const HEADER: usize = 8 + 2 + 1 + 32 + 4 + Settings::BYTES + 16 + 24;
 
 fn write_header(binding: &Binding, client: bool, nonce: &[u8; 24]) -> Vec<u8> {
     let mut w = Writer::new();

@@ -1,90 +1,44 @@
-//! The client's HE lane offline: encrypts its masks, decrypts its shares of linear results and cross terms.
+//! The client's HE lane offline: it sends its masks encrypted and takes its shares of linear results and cross terms.
 
-use std::{
-    collections::{HashSet, VecDeque},
-    sync::Arc,
-};
-
-use zeroize::Zeroizing;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::WINDOW;
 use crate::{
     arith::sample::SecureRng,
     he::HeClient as HeKeys,
-    model::{EdgeId, NodeId},
-    packing::{ClientMatrix, CoefficientPacking},
-    protocol::{
-        ClientCorrelation, HeItem, Machine, Message, Plan, ProtocolError, Result, Turn, he_plan::add_cross_term,
-    },
+    model::NodeId,
+    protocol::{ClientCorrelation, Encryptor, HeItem, HeTurn, Machine, Message, Plan, ProtocolError, Result, Turn},
 };
 
 /// The client's machine of the HE lane.
 pub struct HeClient {
     plan: Arc<Plan>,
     correlation: Arc<ClientCorrelation>,
-    keys: Arc<HeKeys>,
-    rng: SecureRng,
-    /// Inputs of linear nodes that the server holds, by edge and rows.
-    uploaded: HashSet<(EdgeId, usize)>,
+    encryptor: Encryptor,
     next: usize,
     outstanding: VecDeque<usize>,
+    /// Responses read.
+    read: usize,
     working: Option<NodeId>,
-    done: u64,
 }
 
 impl HeClient {
-    /// A machine that makes all HE items of the plan.
+    /// A machine that does the offline part of all HE items of the plan.
     pub fn new(plan: Arc<Plan>, correlation: Arc<ClientCorrelation>, keys: Arc<HeKeys>, rng: SecureRng) -> Self {
         Self {
+            encryptor: Encryptor::new(plan.clone(), keys, rng),
             plan,
             correlation,
-            keys,
-            rng,
-            uploaded: HashSet::new(),
             next: 0,
             outstanding: VecDeque::new(),
+            read: 0,
             working: None,
-            done: 0,
         }
     }
 
-    fn upload(&mut self, item: usize) -> Result<Message> {
-        let plan = self.plan.clone();
-        let graph = &plan.graph;
-        let params = self.keys.context().params();
-        let board = &self.correlation.board;
-        let mut matrices = Vec::new();
-        match &plan.he[item].1 {
-            HeItem::Linear { inputs, rows, packing } => {
-                for (&edge, layout) in inputs.iter().zip(packing.inputs()) {
-                    if self.uploaded.insert((edge, *rows)) {
-                        let share = board.expect(graph, edge)?;
-                        let x = &share[..rows * graph.edge(edge).cols];
-                        let matrix = self.keys.encrypt_matrix(packing.spec().t, layout, x, &mut self.rng)?;
-                        matrices.push(matrix.to_bytes(params));
-                    }
-                }
-            }
-            HeItem::Product(terms) => {
-                for (terms, packing) in terms {
-                    let mut x = Zeroizing::new(Vec::new());
-                    for term in terms {
-                        let (id, cut) = term.encrypted;
-                        let edge = graph.edge(id);
-                        x.extend(cut.take(&board.expect(graph, id)?, edge.rows, edge.cols));
-                    }
-                    let layout = &packing.inputs()[0];
-                    let matrix = self.keys.encrypt_matrix(packing.spec().t, layout, &x, &mut self.rng)?;
-                    matrices.push(matrix.to_bytes(params));
-                }
-            }
-        }
-        Ok(Message::HeUpload { item: item as u32, matrices })
-    }
-
-    fn decrypt(&self, packing: &CoefficientPacking, bytes: &[u8]) -> Result<Zeroizing<Vec<u64>>> {
-        let response = packing.read_response(self.keys.context().params(), bytes)?;
-        Ok(Zeroizing::new(self.keys.decrypt_matrix(packing, &response)?))
+    /// What the online phase goes on with.
+    pub fn into_encryptor(self) -> Encryptor {
+        self.encryptor
     }
 
     fn on_response(&mut self, item: usize, responses: &[Vec<u8>]) -> Result<()> {
@@ -92,27 +46,14 @@ impl HeClient {
         let graph = &plan.graph;
         let (id, work) = &plan.he[item];
         self.working = Some(*id);
-        self.done += 1;
+        self.read += 1;
+        let share = self.encryptor.decrypt(item, responses)?;
         let output = graph.node(*id).output;
-        let edge = graph.edge(output);
-        match (work, responses) {
-            (HeItem::Linear { packing, .. }, [response]) => {
-                // In the ring of the inputs; the output's is at most as wide.
-                let share = self.decrypt(packing, response)?.iter().map(|&x| edge.ring.reduce(x)).collect();
-                self.correlation.board.publish(graph, output, share);
-            }
-            (HeItem::Product(terms), responses) if responses.len() == terms.len() => {
-                for ((terms, packing), response) in terms.iter().zip(responses) {
-                    let values = self.decrypt(packing, response)?;
-                    let (rows, cols) = (packing.spec().rows, packing.spec().cols);
-                    self.correlation.with_product(*id, edge.len(), |sum| {
-                        for (term, part) in terms.iter().zip(values.chunks_exact(rows * cols)) {
-                            add_cross_term(graph, *id, term, part, cols, sum);
-                        }
-                    });
-                }
-            }
-            _ => return Err(ProtocolError::Mismatch { detail: format!("ciphertexts of HE item {item}") }),
+        match work {
+            HeItem::Linear(..) => self.correlation.board.publish(graph, output, share.to_vec()),
+            HeItem::Product(_) => self.correlation.with_product(*id, share.len(), |sum| {
+                sum.iter_mut().zip(share.iter()).for_each(|(s, &x)| *s = s.wrapping_add(x));
+            }),
         }
         Ok(())
     }
@@ -132,12 +73,16 @@ impl Machine for HeClient {
                 }
             }
         }
-        if self.outstanding.len() < WINDOW && self.next < self.plan.he.len() {
-            let item = self.next;
+        if let Some(&HeTurn { item, after, answered }) = self.plan.he_lane().get(self.next)
+            && self.outstanding.len() < WINDOW
+            && after <= self.read
+        {
             self.next += 1;
             self.working = Some(self.plan.he[item].0);
-            self.outstanding.push_back(item);
-            return Ok(Turn::Send(self.upload(item)?));
+            if answered {
+                self.outstanding.push_back(item);
+            }
+            return Ok(Turn::Send(self.encryptor.upload(item, &self.correlation.board)?));
         }
         Ok(if self.outstanding.is_empty() { Turn::Done } else { Turn::Receive })
     }
@@ -147,6 +92,6 @@ impl Machine for HeClient {
     }
 
     fn progress(&self) -> (u64, u64) {
-        (self.done, self.plan.he.len() as u64)
+        ((self.next - self.outstanding.len()) as u64, self.plan.he_lane().len() as u64)
     }
 }

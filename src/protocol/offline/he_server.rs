@@ -1,23 +1,15 @@
-//! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks, masked, flooded and packed.
+//! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks.
 
-use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    sync::Arc,
-    time::Instant,
-};
-
-use zeroize::Zeroizing;
+use std::sync::Arc;
 
 use super::WINDOW;
 use crate::{
     arith::sample::SecureRng,
-    engine::schedule::{Demand, Job, ScheduleError, Slot, Task, TaskGraph, TaskId, Work},
-    he::{HeError, HeServer as HeKeys},
-    model::{EdgeId, NodeId, ServerWeights},
-    packing::{CoefficientPacking, DeviceInput, EncryptedMatrix, Operand, Packing, Product},
+    he::HeServer as HeKeys,
+    model::{NodeId, ServerWeights},
     protocol::{
-        HeItem, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn, WorkSpan,
-        he_plan::add_cross_term, operands::Operands, weights::linear_weights,
+        Evaluator, HeItem, HeTurn, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn, WorkSpan,
+        operands::Operands,
     },
 };
 
@@ -25,255 +17,96 @@ use crate::{
 /// for it, and a finished response never waits for the client.
 const IN_WORK: usize = WINDOW - 1;
 
-/// The server's machine of the HE lane.
-///
-/// What arrives is read and expanded at once; the products run as graphs of tasks on the device's scheduler, behind the
-/// machine's back, while the next item arrives. Responses leave in the order of the items.
+/// The server's machine of the HE lane. Responses leave in the order of the items.
 pub struct HeServer {
     plan: Arc<Plan>,
     correlation: Arc<ServerCorrelation>,
-    weights: Arc<ServerWeights>,
-    keys: Arc<HeKeys>,
+    evaluator: Evaluator,
     rng: SecureRng,
-    /// Encrypted inputs of linear nodes and the last item that reads each.
-    inputs: HashMap<(EdgeId, usize), DeviceInput>,
-    last_use: HashMap<(EdgeId, usize), usize>,
     next: usize,
-    in_work: VecDeque<InWork>,
     working: Option<NodeId>,
-    finished: u64,
-    spans: Vec<WorkSpan>,
+    /// Responses sent.
+    sent: usize,
+    prepared: bool,
 }
-
-/// An item whose tasks have been handed over.
-struct InWork {
-    item: usize,
-    node: NodeId,
-    start: Instant,
-    job: Job<HeError>,
-    responses: Arc<Slot<Vec<Vec<u8>>>>,
-}
-
-type Graph = TaskGraph<'static, HeError>;
 
 impl HeServer {
-    /// A machine that makes all HE items of the plan.
+    /// A machine that does the offline part of all HE items of the plan.
     pub fn new(
         plan: Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
         weights: Arc<ServerWeights>,
         keys: Arc<HeKeys>,
-        rng: SecureRng,
+        mut rng: SecureRng,
     ) -> Self {
-        let mut last_use = HashMap::new();
-        for (item, (_, work)) in plan.he.iter().enumerate() {
-            if let HeItem::Linear { inputs, rows, .. } = work {
-                last_use.extend(inputs.iter().map(|&e| ((e, *rows), item)));
-            }
-        }
-        Self {
-            plan,
-            correlation,
-            weights,
-            keys,
-            rng,
-            inputs: HashMap::new(),
-            last_use,
-            next: 0,
-            in_work: VecDeque::new(),
-            working: None,
-            finished: 0,
-            spans: Vec::new(),
-        }
+        let evaluator = Evaluator::new(plan.clone(), weights, keys, rng.fork());
+        Self { plan, correlation, evaluator, rng, next: 0, working: None, sent: 0, prepared: false }
     }
 
-    /// Reads an item's ciphertexts and hands its tasks over.
-    fn start(&mut self, item: usize, matrices: Vec<Vec<u8>>) -> Result<()> {
+    /// What the online phase goes on with.
+    pub fn into_evaluator(self) -> Evaluator {
+        self.evaluator
+    }
+
+    /// Reads an item's ciphertexts and hands its tasks over, if it is answered now.
+    fn start(&mut self, turn: HeTurn, matrices: Vec<Vec<u8>>) -> Result<()> {
         let plan = self.plan.clone();
-        let (node, work) = &plan.he[item];
-        self.working = Some(*node);
-        let (mut graph, responses) = (Graph::new(), Arc::new(Slot::new()));
-        match work {
-            HeItem::Linear { inputs, rows, packing } => {
-                self.add_linear(&mut graph, item, (inputs, *rows, packing), matrices, &responses)?;
-            }
-            HeItem::Product(_) => self.add_product(&mut graph, item, matrices, &responses)?,
+        let (id, work) = &plan.he[turn.item];
+        self.working = Some(*id);
+        self.evaluator.load(turn.item, matrices)?;
+        if !turn.answered {
+            return Ok(());
         }
-        let scheduler = self.keys.context().scheduler()?;
-        let start = Instant::now();
-        let job = scheduler.submit(graph).map_err(into_he_error)?;
-        self.in_work.push_back(InWork { item, node: *node, start, job, responses });
-        Ok(())
+        match work {
+            HeItem::Product(_) => {
+                let masks = Operands::of(&plan.graph, *id)?.masks(&plan.graph, &mut self.rng);
+                self.evaluator.start_product(turn.item, &masks.left_mask, &masks.right_mask)?;
+                self.correlation.put_masks(*id, masks);
+                Ok(())
+            }
+            HeItem::Linear(..) => self.evaluator.start_linear(turn.item),
+        }
     }
 
     /// Waits for the oldest item.
     fn finish_oldest(&mut self) -> Result<Option<Message>> {
-        let Some(InWork { item, node, start, job, responses }) = self.in_work.pop_front() else { return Ok(None) };
+        let Some(evaluated) = self.evaluator.finish_oldest()? else { return Ok(None) };
+        let (node, share) = (evaluated.node, evaluated.share);
         self.working = Some(node);
-        let schedule = job.wait().map_err(into_he_error)?;
-        self.spans.extend(schedule.spans.into_iter().map(|span| WorkSpan { node, since: start, span }));
-        self.finished += 1;
-        let responses = responses.take().ok_or_else(|| wrong(item))?;
-        Ok(Some(Message::HeResponse { item: item as u32, responses }))
-    }
-
-    fn add_linear(
-        &mut self,
-        graph: &mut Graph,
-        item: usize,
-        (inputs, rows, packing): (&[EdgeId], usize, &CoefficientPacking),
-        matrices: Vec<Vec<u8>>,
-        responses: &Arc<Slot<Vec<Vec<u8>>>>,
-    ) -> Result<()> {
-        let plan = self.plan.clone();
-        let id = plan.he[item].0;
-        let params = self.keys.context().params();
-        let mut matrices = matrices.into_iter();
-        for (&edge, layout) in inputs.iter().zip(packing.inputs()) {
-            if let Entry::Vacant(slot) = self.inputs.entry((edge, rows)) {
-                let bytes = matrices.next().ok_or_else(|| wrong(item))?;
-                let matrix = EncryptedMatrix::from_bytes(params, layout, &bytes)?;
-                slot.insert(DeviceInput::upload(packing, &self.keys, &matrix)?);
-            }
+        self.sent += 1;
+        match self.plan.he[evaluated.item].1 {
+            HeItem::Linear(..) => self.correlation.put_linear(node, share),
+            HeItem::Product(_) => self.correlation.with_product(node, share.len(), |sum| {
+                sum.iter_mut().zip(share.iter()).for_each(|(s, &z)| *s = s.wrapping_add(z));
+            }),
         }
-        if matrices.next().is_some() {
-            return Err(wrong(item));
-        }
-        let view = linear_weights(&self.weights, &plan.graph, id)?;
-        let mut operands = Vec::new();
-        let mut row = 0;
-        for &edge in inputs {
-            let input = self.inputs.get(&(edge, rows)).ok_or_else(|| wrong(item))?;
-            let inner = plan.graph.edge(edge).cols;
-            let block = &view.weights[row * view.outputs..(row + inner) * view.outputs];
-            operands.push((input.clone(), self.operand(block)?));
-            row += inner;
-        }
-        let name = &plan.graph.node(id).name;
-        let product = Product::add(graph, name, packing, &self.keys, operands, &mut self.rng)?;
-        // Memory: an input's ciphertexts go with their last use.
-        self.inputs.retain(|key, _| self.last_use.get(key).is_some_and(|&last| last > item));
-
-        let (correlation, keys, packing) = (self.correlation.clone(), self.keys.clone(), packing.clone());
-        let responses = responses.clone();
-        let task = self.writing(name, &[&packing], product.tasks());
-        graph.add(task, move || {
-            let (response, mask) = product.collect()?;
-            correlation.put_linear(id, mask);
-            responses.put(vec![packing.write_response(keys.context().params(), &response)]);
-            Ok(())
-        });
-        Ok(())
+        Ok(Some(Message::HeResponse { item: evaluated.item as u32, responses: evaluated.responses }))
     }
-
-    /// Weights of a linear node: 16 bits each and expanded on the device, or wider where somebody quantised them so.
-    fn operand(&self, weights: &[i32]) -> Result<Operand<'static>> {
-        let narrow = weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
-        Ok(match narrow {
-            Some(small) => Operand::small(&self.keys, &small)?,
-            None => Operand::Secret(Arc::new(Zeroizing::new(weights.iter().map(|&w| w as i64).collect()))),
-        })
-    }
-
-    fn add_product(
-        &mut self,
-        graph: &mut Graph,
-        item: usize,
-        matrices: Vec<Vec<u8>>,
-        responses: &Arc<Slot<Vec<Vec<u8>>>>,
-    ) -> Result<()> {
-        let plan = self.plan.clone();
-        let (id, HeItem::Product(terms)) = &plan.he[item] else { return Err(wrong(item)) };
-        let id = *id;
-        let model = &plan.graph;
-        let node = model.node(id);
-        let operands = Operands::of(model, id)?;
-        if matrices.len() != terms.len() {
-            return Err(wrong(item));
-        }
-        let masks = operands.masks(model, &mut self.rng);
-        let params = self.keys.context().params();
-        let mut products = Vec::new();
-        for (number, ((terms, packing), bytes)) in terms.iter().zip(matrices).enumerate() {
-            let matrix = EncryptedMatrix::from_bytes(params, &packing.inputs()[0], &bytes)?;
-            let t = packing.spec().t;
-            let mut operand = Zeroizing::new(Vec::new());
-            for term in terms {
-                let (mask, edge) = if term.operand_left {
-                    (&masks.left_mask, operands.left.edge)
-                } else {
-                    (&masks.right_mask, operands.right.unwrap_or(operands.left).edge)
-                };
-                let edge = model.edge(edge);
-                let cut = Zeroizing::new(term.operand.take(mask, edge.rows, edge.cols));
-                operand.extend(cut.iter().map(|&x| t.to_signed(x)));
-            }
-            let input = DeviceInput::upload(packing, &self.keys, &matrix)?;
-            let operands = vec![(input, Operand::Secret(Arc::new(operand)))];
-            let name = format!("{} term {number}", node.name);
-            products.push(Product::add(graph, &name, packing, &self.keys, operands, &mut self.rng)?);
-        }
-        self.correlation.put_masks(id, masks);
-
-        let packings: Vec<&CoefficientPacking> = terms.iter().map(|(_, packing)| packing).collect();
-        let task = self.writing(&node.name, &packings, products.iter().flat_map(Product::tasks).collect());
-        let (correlation, keys, responses, plan) =
-            (self.correlation.clone(), self.keys.clone(), responses.clone(), self.plan.clone());
-        graph.add(task, move || {
-            let (model, HeItem::Product(terms)) = (&plan.graph, &plan.he[item].1) else { return Ok(()) };
-            let mut written = Vec::with_capacity(terms.len());
-            for ((terms, packing), product) in terms.iter().zip(&products) {
-                let (response, z) = product.collect()?;
-                let z = Zeroizing::new(z);
-                let (rows, cols) = (packing.spec().rows, packing.spec().cols);
-                correlation.with_product(id, model.edge(model.node(id).output).len(), |sum| {
-                    for (term, part) in terms.iter().zip(z.chunks_exact(rows * cols)) {
-                        add_cross_term(model, id, term, part, cols, sum);
-                    }
-                });
-                written.push(packing.write_response(keys.context().params(), &response));
-            }
-            responses.put(written);
-            Ok(())
-        });
-        Ok(())
-    }
-
-    /// The task that writes an item's responses once its products are done.
-    fn writing(&self, name: &str, packings: &[&CoefficientPacking], after: Vec<TaskId>) -> Task {
-        let bytes = packings.iter().map(|p| p.counts().bytes_down).sum();
-        let seconds = self.keys.context().estimate(Work { samples: bytes / 16, ..Work::default() });
-        Task::new(format!("{name}: write"), Demand::threads(1)).seconds(seconds).bytes(bytes).after(after)
-    }
-}
-
-fn into_he_error(error: ScheduleError<HeError>) -> HeError {
-    error.into_source(|detail| HeError::Task { detail })
-}
-
-fn wrong(item: usize) -> ProtocolError {
-    ProtocolError::Mismatch { detail: format!("encrypted shares of HE item {item}") }
 }
 
 impl Machine for HeServer {
     fn advance(&mut self, incoming: Option<Message>) -> Result<Turn> {
+        if !self.prepared {
+            self.evaluator.prepare()?;
+            self.prepared = true;
+        }
+        let lane = self.plan.clone();
+        let lane = lane.he_lane();
         if let Some(message) = incoming {
             let found = message.name();
-            let (item, matrices) = match message {
-                Message::HeUpload { item, matrices }
-                    if item as usize == self.next && self.next < self.plan.he.len() =>
-                {
-                    (self.next, matrices)
+            match (lane.get(self.next), message) {
+                (Some(&turn), Message::HeUpload { item, matrices }) if item as usize == turn.item => {
+                    self.start(turn, matrices)?;
                 }
                 _ => {
                     let expected = "the encrypted shares of the next item";
                     return Err(ProtocolError::Unexpected { lane: "server HE lane", expected, found });
                 }
-            };
-            self.start(item, matrices)?;
+            }
             self.next += 1;
         }
-        if self.next < self.plan.he.len() && self.in_work.len() < IN_WORK {
+        // What needs a response that has not left cannot have been sent.
+        if lane.get(self.next).is_some_and(|turn| turn.after <= self.sent && self.evaluator.in_work() < IN_WORK) {
             return Ok(Turn::Receive);
         }
         Ok(self.finish_oldest()?.map_or(Turn::Done, Turn::Send))
@@ -284,11 +117,11 @@ impl Machine for HeServer {
     }
 
     fn progress(&self) -> (u64, u64) {
-        (self.finished, self.plan.he.len() as u64)
+        ((self.next - self.evaluator.in_work()) as u64, self.plan.he_lane().len() as u64)
     }
 
     fn take_spans(&mut self) -> Vec<WorkSpan> {
-        std::mem::take(&mut self.spans)
+        self.evaluator.take_spans()
     }
 }
 
@@ -346,7 +179,7 @@ mod tests {
         // The client beside the first server, one turn each.
         let (mut server, first) = machine(1 << 22, Capacity { device: 0, threads: 1, link: 0, bytes: 0 });
         let tables = Box::new(MemoryTables::default());
-        let correlation = Arc::new(ClientCorrelation::draw([1; 16], &plan.graph, tables, &mut rng));
+        let correlation = Arc::new(ClientCorrelation::draw([1; 16], plan, tables, &mut rng));
         let mut client = HeClient::new(plan.clone(), correlation, parties.client_keys.clone(), rng.fork());
         let mut up = Run { turns: String::new(), sent: Vec::new() };
         let mut down = Run { turns: String::new(), sent: Vec::new() };

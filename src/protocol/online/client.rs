@@ -9,8 +9,8 @@ use crate::{
     model::{EdgeId, Graph, Inputs, NodeId, Op},
     mpc::{block::blocks_from_bytes, garble::half_gates::evaluate_chunk, shared::Role},
     protocol::{
-        ClientCorrelation, CotPools, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result, SharedPlan, Turn,
-        gate_key,
+        ClientCorrelation, CotPools, Encryptor, Machine, Message, OtClient, OtPlan, Plan, ProtocolError, Result,
+        SharedPlan, Turn, gate_key,
         operands::{Operand, Operands},
         pack_ring, unpack_ring,
     },
@@ -21,6 +21,8 @@ use crate::{
 enum Expected {
     Chunk(NodeId, usize),
     Operands(NodeId),
+    /// Ciphertexts of an HE item.
+    Responses(NodeId, usize),
 }
 
 /// The client's machine of the online phase.
@@ -31,7 +33,11 @@ pub struct OnlineClient {
     length: usize,
     /// Makes tables just before they are used, in the interleaved mode.
     garbling: Option<OtClient>,
+    /// For what is done homomorphically online.
+    encryptor: Option<Encryptor>,
     stage: usize,
+    /// HE items of the stage whose shares are still to be sent.
+    uploads: VecDeque<usize>,
     expected: VecDeque<Expected>,
     tasks: SharedTasks<()>,
     pools: Option<CotPools>,
@@ -47,6 +53,7 @@ pub struct OnlineClient {
 enum State {
     Start,
     Stage,
+    Uploading,
     Waiting,
     Replying,
     Opening,
@@ -55,7 +62,7 @@ enum State {
 
 impl OnlineClient {
     /// Starts an inference on a finished correlation. With `interleaved` (an OT machine without work yet) garbled nodes
-    /// are made stage by stage.
+    /// are made stage by stage. `encryptor` comes from the offline phase where something is done homomorphically online.
     ///
     /// # Errors
     /// Input of another shape than the graph's.
@@ -64,6 +71,7 @@ impl OnlineClient {
         correlation: Arc<ClientCorrelation>,
         input: Inputs,
         interleaved: Option<OtClient>,
+        encryptor: Option<Encryptor>,
     ) -> Result<Self> {
         let graph = &plan.graph;
         let pool = graph.pool.map(|e| graph.edge(e).len());
@@ -80,7 +88,9 @@ impl OnlineClient {
             plan,
             correlation,
             garbling: interleaved,
+            encryptor,
             stage: 0,
+            uploads: Default::default(),
             expected: Default::default(),
             tasks: SharedTasks::new(),
             colours: Vec::new(),
@@ -131,6 +141,11 @@ impl OnlineClient {
     fn enter_stage(&mut self) -> Result<()> {
         let plan = self.plan.clone();
         for &id in &plan.graph.stages[self.stage].interactive {
+            if let Some((item, encrypted_online)) = plan.he_online(id) {
+                self.uploads.extend(encrypted_online.then_some(item));
+                self.expected.push_back(Expected::Responses(id, item));
+                continue;
+            }
             match plan.ot(id) {
                 Some(OtPlan::Shared(s)) => self.start_shared(id, s)?,
                 Some(OtPlan::Garbled(g)) => self.expected.extend((0..g.chunks()).map(|c| Expected::Chunk(id, c))),
@@ -194,20 +209,48 @@ impl OnlineClient {
             Some(x) => (board.expect(graph, x.edge)?, unpack(x, right)?),
             None => (own_l.clone(), delta_l.clone()),
         };
+        let ring = operands.left.ring;
         let opened: Zeroizing<Vec<u64>> =
-            Zeroizing::new(own_l.iter().zip(&delta_l).map(|(&x, &d)| x.wrapping_add(d)).collect());
+            Zeroizing::new(own_l.iter().zip(&delta_l).map(|(&x, &d)| ring.add(ring.reduce(x), d)).collect());
         let mut share = Zeroizing::new(bilinear(graph, id, &opened, &own_r)?);
         let cross = Zeroizing::new(bilinear(graph, id, &own_l, &delta_r)?);
         let offline = self.correlation.take_product(id)?;
+        let ring = graph.edge(node.output).ring;
+        for (s, (&c, &o)) in share.iter_mut().zip(cross.iter().zip(offline.iter())) {
+            *s = ring.add(ring.add(ring.reduce(*s), ring.reduce(c)), ring.reduce(o));
+        }
+        self.restore(id, share)
+    }
+
+    /// The client's share of what was computed homomorphically, less its next mask.
+    fn on_responses(&mut self, id: NodeId, item: usize, responses: &[Vec<u8>]) -> Result<()> {
+        let encryptor = self.encryptor.as_ref().ok_or_else(no_keys)?;
+        let decrypted = encryptor.decrypt(item, responses)?;
+        let mut share = Zeroizing::new(decrypted.to_vec());
+        let graph = self.graph();
+        let node = graph.node(id);
+        if let Ok(Operands { left, right }) = Operands::of(graph, id) {
+            let board = &self.correlation.board;
+            let (left, right) = (board.expect(graph, left.edge)?, board.expect(graph, right.unwrap_or(left).edge)?);
+            let own = Zeroizing::new(bilinear(graph, id, &left, &right)?);
+            let ring = graph.edge(node.output).ring;
+            share.iter_mut().zip(own.iter()).for_each(|(s, &x)| *s = ring.add(*s, ring.reduce(x)));
+        }
+        self.restore(id, share)
+    }
+
+    /// Replies with a share that depends on the input, with its mask offsets, less the client's mask of that edge.
+    fn restore(&mut self, id: NodeId, mut share: Zeroizing<Vec<u64>>) -> Result<()> {
+        let graph = self.graph();
+        let node = graph.node(id);
         let out = graph.edge(node.output);
-        let next = board.expect(graph, node.output)?;
-        for (i, s) in share.iter_mut().enumerate() {
+        let next = self.correlation.board.expect(graph, node.output)?;
+        for (i, (s, &next)) in share.iter_mut().zip(next.iter()).enumerate() {
             let offset = match node.op {
-                Op::Product { mask: Some(offset), .. } if i % out.cols >= self.length => offset as u64,
+                Op::Product { mask: Some(offset), .. } if i % out.cols >= self.length => out.ring.from_signed(offset),
                 _ => 0,
             };
-            let sum = s.wrapping_add(cross[i]).wrapping_add(offline[i]).wrapping_add(offset);
-            *s = out.ring.sub(sum, next[i]);
+            *s = out.ring.sub(out.ring.add(*s, offset), next);
         }
         let share = pack_ring(&share, out.ring);
         self.replies.push_back(Message::Restored { node: id.0 as u32, share });
@@ -245,7 +288,14 @@ impl OnlineClient {
                         self.current = Some(id);
                         self.on_operands(id, &left, &right)
                     }
+                    (Some(Expected::Responses(id, item)), Message::HeResponse { item: i, responses })
+                        if i as usize == item =>
+                    {
+                        self.current = Some(id);
+                        self.on_responses(id, item, &responses)
+                    }
                     (Some(Expected::Chunk(..)), _) => Err(wrong("wire labels of the next chunk")),
+                    (Some(Expected::Responses(..)), _) => Err(wrong("packed ciphertexts of the next item")),
                     _ => Err(wrong("masked operands of the next product")),
                 }
             }
@@ -256,6 +306,10 @@ impl OnlineClient {
             _ => Err(ProtocolError::Unexpected { lane: "online client", expected: "nothing yet", found }),
         }
     }
+}
+
+pub(super) fn no_keys() -> ProtocolError {
+    ProtocolError::Missing { what: "the HE keys that linear layers or products need online".into() }
 }
 
 /// Garbled nodes of a stage.
@@ -291,8 +345,16 @@ impl Machine for OnlineClient {
                         }
                     }
                     self.enter_stage()?;
-                    self.state = State::Waiting;
+                    self.state = State::Uploading;
                 }
+                State::Uploading => match self.uploads.pop_front() {
+                    Some(item) => {
+                        self.current = Some(self.plan.he[item].0);
+                        let encryptor = self.encryptor.as_mut().ok_or_else(no_keys)?;
+                        return Ok(Turn::Send(encryptor.upload(item, &self.correlation.board)?));
+                    }
+                    None => self.state = State::Waiting,
+                },
                 State::Waiting => {
                     if let Some(message) = incoming.take() {
                         self.receive(message)?;

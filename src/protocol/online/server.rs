@@ -1,10 +1,17 @@
 //! The server online: plain integer linear algebra on its shares, labels and masked operands down, stage by stage.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use zeroize::Zeroizing;
 
-use super::{bilinear::bilinear, client::garbled_nodes, shared::SharedTasks};
+use super::{
+    bilinear::bilinear,
+    client::{garbled_nodes, no_keys},
+    shared::SharedTasks,
+};
 use crate::{
     model::{EdgeId, NodeId, Op},
     mpc::{
@@ -16,8 +23,8 @@ use crate::{
         shared::Role,
     },
     protocol::{
-        CotPools, Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec,
-        ServerCorrelation, SharedPlan, Turn, gate_key,
+        CotPools, Evaluator, Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec,
+        ServerCorrelation, SharedPlan, Turn, WorkSpan, gate_key,
         operands::{Operand, Operands},
         pack_ring, row_sums, unpack_ring,
     },
@@ -28,12 +35,15 @@ use crate::{
 enum Outgoing {
     Chunk(NodeId, usize),
     Operands(NodeId),
+    /// Ciphertexts of an HE item.
+    Responses(NodeId, usize),
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Start,
     Stage,
+    Uploads,
     Sending,
     Waiting,
     Opening,
@@ -47,8 +57,14 @@ pub struct OnlineServer {
     weights: Arc<OnlineWeights>,
     shares: Vec<Option<SecretVec>>,
     garbling: Option<OtServer>,
+    /// For what is done homomorphically online.
+    evaluator: Option<Evaluator>,
     stage: usize,
     stages_prepared: usize,
+    /// HE items of the stage whose ciphertexts are still to come.
+    uploads: VecDeque<(NodeId, usize)>,
+    /// The server's shares of what was computed homomorphically, until the client's are restored.
+    unrestored: HashMap<NodeId, SecretVec>,
     outgoing: VecDeque<Outgoing>,
     waiting: VecDeque<NodeId>,
     tasks: SharedTasks<Vec<u64>>,
@@ -58,12 +74,14 @@ pub struct OnlineServer {
 }
 
 impl OnlineServer {
-    /// Starts an inference on a finished correlation; `interleaved` as at the client.
+    /// Starts an inference on a finished correlation; `interleaved` as at the client. `evaluator` comes from the offline phase
+    /// where something is done homomorphically online.
     pub fn new(
         plan: Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
         weights: Arc<OnlineWeights>,
         interleaved: Option<OtServer>,
+        evaluator: Option<Evaluator>,
     ) -> Self {
         let shares = plan.graph.edges.iter().map(|_| None).collect();
         Self {
@@ -74,6 +92,9 @@ impl OnlineServer {
             weights,
             shares,
             garbling: interleaved,
+            evaluator,
+            uploads: VecDeque::new(),
+            unrestored: HashMap::new(),
             stage: 0,
             stages_prepared: 0,
             outgoing: VecDeque::new(),
@@ -120,19 +141,26 @@ impl OnlineServer {
                     let edge = plan.graph.edge(*input);
                     row_sums(self.share(*input)?, edge.cols, edge.ring)
                 }
-                Op::Linear { inputs, .. } => {
+                Op::Linear { .. } => {
                     // `c = R W - Z` is reduced by the client to the narrower ring of the output; so is this side.
-                    let mut sum = self.correlation.take_linear(id)?;
-                    let parts = inputs.iter().map(|&e| Ok((e, &**self.share(e)?))).collect::<Result<Vec<_>>>()?;
-                    let product = self.weights.linear(&plan.graph, id, &parts)?;
-                    sum.iter_mut().zip(&product).for_each(|(s, &p)| *s = out.ring.reduce(s.wrapping_add(p)));
-                    sum.to_vec()
+                    let mask = self.correlation.take_linear(id)?;
+                    self.plain_part(id)?.iter().zip(mask.iter()).map(|(&x, &z)| out.ring.add(x, z)).collect()
                 }
                 _ => return Err(ProtocolError::Mismatch { detail: format!("{} is not local", node.name) }),
             };
             self.shares[node.output.0] = Some(SecretVec::new(share));
         }
         for &id in &stage.interactive {
+            if let Some((item, encrypted_online)) = plan.he_online(id) {
+                if encrypted_online {
+                    self.uploads.push_back((id, item));
+                } else {
+                    self.start_item(id, item)?;
+                }
+                self.outgoing.push_back(Outgoing::Responses(id, item));
+                self.waiting.push_back(id);
+                continue;
+            }
             match plan.ot(id) {
                 Some(OtPlan::Shared(s)) => {
                     self.start_shared(id, s)?;
@@ -144,6 +172,51 @@ impl OnlineServer {
             self.waiting.push_back(id);
         }
         Ok(())
+    }
+
+    /// What this side computes on its shares alone: a linear map with its bias, or a product.
+    fn plain_part(&self, id: NodeId) -> Result<SecretVec> {
+        let graph = &self.plan.graph;
+        let (node, ring) = (graph.node(id), graph.edge(graph.node(id).output).ring);
+        let part = match &node.op {
+            Op::Linear { inputs, .. } => {
+                let parts = inputs.iter().map(|&e| Ok((e, &**self.share(e)?))).collect::<Result<Vec<_>>>()?;
+                self.weights.linear(graph, id, &parts)?
+            }
+            _ => {
+                let Operands { left, right } = Operands::of(graph, id)?;
+                bilinear(graph, id, self.share(left.edge)?, self.share(right.unwrap_or(left).edge)?)?
+            }
+        };
+        Ok(SecretVec::new(part.into_iter().map(|x| ring.reduce(x)).collect()))
+    }
+
+    /// Hands over the homomorphic work of an item whose ciphertexts are loaded.
+    fn start_item(&mut self, id: NodeId, item: usize) -> Result<()> {
+        let mut evaluator = self.evaluator.take().ok_or_else(no_keys)?;
+        match self.plan.graph.node(id).op {
+            Op::Linear { .. } => evaluator.start_linear(item)?,
+            _ => {
+                let Operands { left, right } = Operands::of(&self.plan.graph, id)?;
+                evaluator.start_product(item, self.share(left.edge)?, self.share(right.unwrap_or(left).edge)?)?;
+            }
+        }
+        self.evaluator = Some(evaluator);
+        Ok(())
+    }
+
+    /// Ciphertexts for the client; this side's share waits for the restored one.
+    fn responses(&mut self, id: NodeId, item: usize) -> Result<Message> {
+        let mut share = self.plain_part(id)?;
+        let evaluated = self.evaluator.as_mut().ok_or_else(no_keys)?.finish_oldest()?;
+        let evaluated = evaluated
+            .filter(|e| e.item == item)
+            .ok_or_else(|| ProtocolError::Missing { what: format!("the product of node {}", id.0) })?;
+        let graph = &self.plan.graph;
+        let ring = graph.edge(graph.node(id).output).ring;
+        share.iter_mut().zip(evaluated.share.iter()).for_each(|(s, &z)| *s = ring.add(*s, z));
+        self.unrestored.insert(id, share);
+        Ok(Message::HeResponse { item: item as u32, responses: evaluated.responses })
     }
 
     fn start_shared(&mut self, id: NodeId, shared: &SharedPlan) -> Result<()> {
@@ -239,15 +312,19 @@ impl OnlineServer {
         let output = graph.node(id).output;
         let edge = graph.edge(output);
         let theirs = unpack_ring(share, edge.len(), edge.ring)?;
-        let Operands { left, right } = Operands::of(graph, id)?;
-        let mut sum = bilinear(graph, id, self.share(left.edge)?, self.share(right.unwrap_or(left).edge)?)?;
-        let offline = self.correlation.take_product(id)?;
-        // The masks have served.
-        drop(self.correlation.take_masks(id)?);
-        for (i, s) in sum.iter_mut().enumerate() {
-            *s = edge.ring.reduce(s.wrapping_add(offline[i]).wrapping_add(theirs[i]));
-        }
-        self.shares[output.0] = Some(SecretVec::new(sum));
+        let mut sum = match self.unrestored.remove(&id) {
+            Some(share) => share,
+            None => {
+                let mut sum = self.plain_part(id)?;
+                let offline = self.correlation.take_product(id)?;
+                // The masks have served.
+                drop(self.correlation.take_masks(id)?);
+                sum.iter_mut().zip(offline.iter()).for_each(|(s, &o)| *s = edge.ring.add(*s, edge.ring.reduce(o)));
+                sum
+            }
+        };
+        sum.iter_mut().zip(&theirs).for_each(|(s, &t)| *s = edge.ring.add(*s, t));
+        self.shares[output.0] = Some(sum);
         Ok(())
     }
 
@@ -260,6 +337,14 @@ impl OnlineServer {
                 self.on_input(&embedding, &pool)
             }
             (State::Start, _) => Err(unexpected("masked inputs")),
+            (State::Uploads, message) => match (self.uploads.pop_front(), message) {
+                (Some((id, item)), Message::HeUpload { item: i, matrices }) if i as usize == item => {
+                    self.current = Some(id);
+                    self.evaluator.as_mut().ok_or_else(no_keys)?.load(item, matrices)?;
+                    self.start_item(id, item)
+                }
+                _ => Err(unexpected("the encrypted shares of the next item")),
+            },
             (State::Waiting, Message::Shared { node, chunk, payload }) => {
                 self.current = Some(self.tasks.deliver(node, chunk, payload)?);
                 self.take_finished()
@@ -307,6 +392,15 @@ impl Machine for OnlineServer {
                         }
                     }
                     self.enter_stage()?;
+                    self.state = State::Uploads;
+                }
+                State::Uploads => {
+                    if let Some(message) = incoming.take() {
+                        self.receive(message)?;
+                    }
+                    if !self.uploads.is_empty() {
+                        return Ok(Turn::Receive);
+                    }
                     self.state = State::Sending;
                 }
                 State::Sending => match self.outgoing.pop_front() {
@@ -317,6 +411,10 @@ impl Machine for OnlineServer {
                     Some(Outgoing::Operands(id)) => {
                         self.current = Some(id);
                         return Ok(Turn::Send(self.masked(id)?));
+                    }
+                    Some(Outgoing::Responses(id, item)) => {
+                        self.current = Some(id);
+                        return Ok(Turn::Send(self.responses(id, item)?));
                     }
                     None => self.state = State::Waiting,
                 },
@@ -350,5 +448,9 @@ impl Machine for OnlineServer {
 
     fn progress(&self) -> (u64, u64) {
         (self.stage as u64, self.plan.graph.stages.len() as u64)
+    }
+
+    fn take_spans(&mut self) -> Vec<WorkSpan> {
+        self.evaluator.as_mut().map(Evaluator::take_spans).unwrap_or_default()
     }
 }
