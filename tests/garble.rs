@@ -34,7 +34,7 @@ fn ring(bits: u32) -> ShareModulus {
 }
 
 fn residue(t: ShareModulus, x: i128) -> u64 {
-    t.reduce(x as u64)
+    t.from_signed(x as i64)
 }
 
 /// The inputs of a gadget: shares of `xs` by random masks, and random output masks.
@@ -410,6 +410,52 @@ fn shares_modulo_a_prime() {
     assert_eq!(Gadget::truncate(t, 12, ring(32)).unwrap().circuit().and_count(), 2 * 38 - 1);
 }
 
+/// Every function between rings of both kinds, in the clear and garbled.
+#[test]
+fn rings_of_both_kinds() {
+    let mut rng = Spread(21);
+    let slots = |bits| ShareModulus::slots(bits, 16384).unwrap();
+    let pairs = [(ring(33), slots(34)), (slots(34), ring(33)), (slots(34), slots(31)), (slots(40), slots(60))];
+    for (from, to) in pairs {
+        let check = |g: &Gadget, xs: &[i128], f: &dyn Fn(&[i128]) -> Vec<i128>| {
+            check_shares(g, &Shared::new(g, xs, &mut Spread(22)), xs, f);
+            check_garbled(g, xs, 23, f);
+        };
+        // Results stay below 2^29, which every output ring holds.
+        let mut signed = |count: usize, bits: u32| -> Vec<i128> {
+            (0..count).map(|_| rng.within(-(1 << bits), 1 << bits) >> (rng.next() % u64::from(bits))).collect()
+        };
+        let xs = [signed(40, 31), vec![0, 1, -1, 7, -8, 8, -9, (1 << 31) - 1, -(1 << 31)]].concat();
+        check(&Gadget::truncate(from, 4, to).unwrap(), &xs, &|x| vec![round_shift(x[0], 4)]);
+        check(&Gadget::truncate(from, 0, to).unwrap(), &signed(40, 29), &|x| vec![x[0]]);
+        check(&Gadget::saturate(from, 4, 20, to).unwrap(), &xs, &|x| vec![saturate(round_shift(x[0], 4), 20)]);
+        for (f, xs) in [(gelu(22, 10, 6000), signed(60, 31)), (gelu(22, 10, 6000), signed(40, 25))] {
+            let pieces = f.pieces();
+            check(&Gadget::activation(&f, from, to).unwrap(), &xs, &|x| vec![f.eval(pieces.as_ref(), x[0])]);
+        }
+        let f = TanhTable { in_frac: 20, out_frac: 12, range_log2: 2, error_ppm: 3000 };
+        let pieces = f.pieces();
+        check(&Gadget::tanh(&f, from, to).unwrap(), &signed(80, 23), &|x| vec![f.eval(&pieces, x[0])]);
+        let f = exp(18, 8, 11, 5000);
+        let table = f.table();
+        check(&Gadget::exp_row(&f, 5, from, to).unwrap(), &signed(40, 25), &|x| f.eval_row(&table, x));
+        for (p, numerator, (low, high)) in
+            [(RowPower::InverseSqrt, 128f64.sqrt(), (18, 30)), (RowPower::Reciprocal, 1.0, (11, 18))]
+        {
+            let f = PowerTable::new(p, numerator, 11, 15, low, high, 1500).unwrap();
+            let pieces = f.pieces(numerator, 11, 15);
+            let xs: Vec<i128> = signed(60, high).iter().map(|x| x.abs().clamp(1 << low, (2 << high) - 1)).collect();
+            let g = Gadget::power(&f, &pieces, from, to).unwrap();
+            check(&g, &xs, &|x| vec![i128::from(f.eval(&pieces, x[0] as u64))]);
+        }
+        let xs = signed(35, 31);
+        check(&Gadget::argmax(7, from, to).unwrap(), &xs, &|x| vec![argmax(x) as i128]);
+    }
+    // The re-masking of a reply takes any word from the other party.
+    let g = Gadget::truncate(ring(20), 4, slots(20)).unwrap();
+    assert!(g.output_shares(&[0xff; 5], &[0xff; 5], 2).unwrap().iter().all(|&x| x <= slots(20).largest()));
+}
+
 /// Garbles and evaluates through half-gates; returns the new shares of both parties' sum.
 fn garbled(g: &Gadget, xs: &[i128], seed: u64) -> Vec<u64> {
     let s = Shared::new(g, xs, &mut Spread(seed));
@@ -644,8 +690,8 @@ fn parameters_out_of_range_are_refused() {
     );
     assert!(Gadget::argmax(0, ring(32), ring(32)).is_err() && Gadget::argmax(5000, ring(32), ring(32)).is_err());
     let prime = ShareModulus::prime(65537).unwrap();
-    assert!(Gadget::from_prime(ring(32), ring(32)).is_err() && Gadget::from_prime(prime, prime).is_err());
-    assert!(Gadget::truncate(ring(32), 4, prime).is_err());
+    assert!(Gadget::from_prime(ring(32), ring(32)).is_err());
+    assert!(Gadget::truncate(prime, 17, ring(32)).is_err());
 }
 
 proptest! {

@@ -7,6 +7,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Not;
 
 use super::circuit::{Circuit, Gate, Term, Words};
+use crate::arith::ShareModulus;
 
 /// A value inside a [`CircuitBuilder`]: a constant, an input or a gate's output, possibly negated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,10 +62,10 @@ enum Node {
     And(Bit, Bit),
 }
 
-/// An output: a constant plus bits times weights, modulo a power of two.
+/// An output: a constant plus bits times weights, modulo a power of two or a prime.
 #[derive(Clone, Debug, Default)]
 pub struct Word {
-    /// The constant.
+    /// The constant, negative ones in two's complement.
     pub constant: u64,
     /// Bits and their weights, negative ones in two's complement. Bits may repeat; constant ones cost nothing.
     pub terms: Vec<(Bit, u64)>,
@@ -175,8 +176,13 @@ impl CircuitBuilder {
     /// The circuit with these output words, modulo `2^bits` (1 to 64), in the order of building. Gates that no output
     /// depends on are left out; inputs stay, used or not.
     pub fn finish_words(self, bits: u32, words: &[Word]) -> Circuit {
-        let mask = u64::MAX >> (64 - bits.clamp(1, 64));
-        let mut out = Words { bits: bits.clamp(1, 64), ..Words::default() };
+        self.finish_in(ShareModulus::PowerOfTwo(bits.clamp(1, 64)), words)
+    }
+
+    /// As [`Self::finish_words`], with words in any valid ring. Modulo a prime, weights and constants are signed 64-bit
+    /// integers.
+    pub fn finish_in(self, modulus: ShareModulus, words: &[Word]) -> Circuit {
+        let mut out = Words { modulus, constants: Vec::new(), terms: Vec::new() };
         let mut nodes = Vec::new();
         for (i, word) in words.iter().enumerate() {
             let mut constant = word.constant;
@@ -190,13 +196,13 @@ impl CircuitBuilder {
             }
             weights.sort_unstable_by_key(|w| w.0);
             for same in weights.chunk_by(|a, b| a.0 == b.0) {
-                let weight = same.iter().fold(0u64, |sum, w| sum.wrapping_add(w.1)) & mask;
+                let weight = modulus.from_signed(same.iter().fold(0u64, |sum, w| sum.wrapping_add(w.1)) as i64);
                 if same[0].0 != 0 && weight != 0 {
                     nodes.push(same[0].0);
-                    out.terms.push(Term::new(i as u32, weight, out.bits));
+                    out.terms.push(Term::new(i as u32, weight, modulus));
                 }
             }
-            out.constants.push(constant & mask);
+            out.constants.push(modulus.from_signed(constant as i64));
         }
         Allocator::new(self, &nodes).run(&nodes, out)
     }

@@ -1,6 +1,6 @@
 //! Boolean circuits of XOR and AND gates with the inputs of two parties, whose outputs are integers.
 //!
-//! An output is a *word*: a constant plus a sum of bits with weights, modulo `2^word_bits`. A weight costs no gate: a bit
+//! An output is a *word*: a constant plus a sum of bits with weights, modulo a power of two or a prime. A weight costs no gate: a bit
 //! leaves the circuit by a projection (see [`super::half_gates`]), which turns it into a share of bit times weight.
 //!
 //! A circuit is a list of instructions on *slots*: an input is loaded when it is first used, an output leaves as soon as it
@@ -10,6 +10,8 @@
 use std::ops::Range;
 
 use thiserror::Error;
+
+use crate::arith::ShareModulus;
 
 /// Why a circuit cannot be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -55,27 +57,31 @@ pub(super) const SEGMENT_GATES: usize = 512;
 pub(super) struct Term {
     /// Which word.
     pub word: u32,
-    /// The odd part of the weight.
+    /// The odd part of the weight; modulo a prime the whole weight.
     pub unit: u64,
-    /// The even part, below the word's bits.
+    /// The even part, below the word's bits; 0 modulo a prime.
     pub shift: u32,
-    /// Bytes of the projection's ciphertext: those of the `word_bits - shift` bits that matter.
+    /// Bytes of the projection's ciphertext: those of the bits that matter, the modulus's less `shift`.
     pub bytes: u32,
 }
 
 impl Term {
-    /// For a weight that is not 0 modulo `2^word_bits`.
-    pub(super) fn new(word: u32, weight: u64, word_bits: u32) -> Self {
-        let shift = weight.trailing_zeros();
-        Self { word, unit: weight >> shift, shift, bytes: word_bits.saturating_sub(shift).max(1).div_ceil(8) }
+    /// For a residue that is not 0.
+    pub(super) fn new(word: u32, weight: u64, modulus: ShareModulus) -> Self {
+        let shift = match modulus {
+            ShareModulus::PowerOfTwo(_) => weight.trailing_zeros(),
+            ShareModulus::Prime(_) => 0,
+        };
+        let bytes = modulus.bits().saturating_sub(shift).max(1).div_ceil(8);
+        Self { word, unit: weight >> shift, shift, bytes }
     }
 }
 
 /// The outputs of a circuit.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Words {
-    /// Bits of a word, 1 to 64.
-    pub bits: u32,
+    /// What words are taken modulo.
+    pub modulus: ShareModulus,
     /// The constant of every word.
     pub constants: Vec<u64>,
     /// The terms of all words.
@@ -117,7 +123,7 @@ impl Circuit {
 
     /// Output bits: those of all words.
     pub fn outputs(&self) -> usize {
-        self.words.constants.len() * self.words.bits as usize
+        self.words.constants.len() * self.words.modulus.bits() as usize
     }
 
     /// Output words.
@@ -180,7 +186,7 @@ impl Circuit {
         check_inputs("evaluator", self.evaluator_inputs, evaluator.len())?;
         let ones = |invert: bool| u64::from(invert).wrapping_neg();
         let mut slots = vec![0u64; self.slots];
-        let Words { bits, constants, terms } = &self.words;
+        let Words { modulus, constants, terms } = &self.words;
         let mut sums: Vec<[u64; 64]> = constants.iter().map(|&c| [c; 64]).collect();
         for gate in &self.gates {
             match *gate {
@@ -196,13 +202,13 @@ impl Circuit {
                 Gate::Project { term, a } => {
                     let (term, x) = (terms[term as usize], slots[a as usize]);
                     for (i, sum) in sums[term.word as usize].iter_mut().enumerate() {
-                        *sum = sum.wrapping_add((term.unit & ones(x >> i & 1 == 1)) << term.shift);
+                        *sum = modulus.add(*sum, (term.unit & ones(x >> i & 1 == 1)) << term.shift);
                     }
                 }
             }
         }
         let bit = |sums: &[u64; 64], b: u32| sums.iter().enumerate().fold(0, |acc, (i, s)| acc | (s >> b & 1) << i);
-        Ok(sums.iter().flat_map(|s| (0..*bits).map(move |b| bit(s, b))).collect())
+        Ok(sums.iter().flat_map(|s| (0..modulus.bits()).map(move |b| bit(s, b))).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The non-linear functions of [`crate::arith::fixed`] as circuits on additive shares.
 //!
-//! `ring_in` is a power of two or a prime, `ring_out` a power of two. Input of an instance of `cols` elements (1 unless a whole row is needed): each party's share of each element, `ring_in`
+//! `ring_in` and `ring_out` are powers of two or primes. Input of an instance of `cols` elements (1 unless a whole row is needed): each party's share of each element, `ring_in`
 //! bits, least significant first. To its own the garbler adds what saves the circuit a rounding
 //! ([`Gadget::garbler_bits`]).
 //!
@@ -222,7 +222,7 @@ impl Gadget {
             mantissa.push(Bit::TRUE);
             words.push(unsigned_word(&shift_right(&mut io.b, &mantissa, &amount)));
         }
-        let circuit = io.b.finish_words(ring_out.bits(), &words);
+        let circuit = io.b.finish_in(ring_out, &words);
         Ok(Self { circuit, ring_in, ring_out, cols, out_cols: cols, garbler_offset: rounding_offset(shift) })
     }
 
@@ -330,12 +330,12 @@ impl Gadget {
             round = next;
         }
         let word = round.first().map_or_else(Word::default, |(_, position)| unsigned_word(position));
-        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
+        let circuit = io.b.finish_in(ring_out, &[word]);
         Ok(Self { circuit, ring_in, ring_out, cols, out_cols: 1, garbler_offset: 0 })
     }
 
     fn elementwise(io: Io, word: Word, ring_in: ShareModulus, ring_out: ShareModulus, offset: u64) -> Self {
-        let circuit = io.b.finish_words(ring_out.bits(), &[word]);
+        let circuit = io.b.finish_in(ring_out, &[word]);
         Self { circuit, ring_in, ring_out, cols: 1, out_cols: 1, garbler_offset: offset }
     }
 
@@ -408,7 +408,7 @@ impl Gadget {
     /// If `values` are not as many words as `next`.
     pub fn reply(&self, values: &[u8], next: &[u64]) -> Result<Vec<u8>, GadgetError> {
         let mut out = bits::unpack(values, self.ring_out.bits(), next.len())?;
-        out.iter_mut().zip(next).for_each(|(x, &rho)| *x = self.ring_out.sub(*x, rho));
+        out.iter_mut().zip(next).for_each(|(x, &rho)| *x = self.ring_out.sub(self.ring_out.reduce(*x), rho));
         Ok(bits::pack(&out, self.ring_out.bits()))
     }
 
@@ -420,7 +420,7 @@ impl Gadget {
         let (bits, elements) = (self.ring_out.bits(), count.saturating_mul(self.out_cols));
         let mut out = bits::unpack(reply, bits, elements)?;
         let masks = Zeroizing::new(bits::unpack(masks, bits, elements)?);
-        out.iter_mut().zip(masks.iter()).for_each(|(x, &m)| *x = self.ring_out.sub(*x, m));
+        out.iter_mut().zip(masks.iter()).for_each(|(x, &m)| *x = self.ring_out.sub(self.ring_out.reduce(*x), m));
         Ok(out)
     }
 

@@ -13,9 +13,9 @@
 //! cut at groups.
 //!
 //! # Outputs
-//! An output word `y = c + sum_i w_i b_i mod 2^l` leaves the circuit by *projections* (Ball, Malkin, Rosulek, "Garbling
-//! gadgets for Boolean and arithmetic circuits", CCS 2016): for the bit `b_i` the evaluator gets `w_i b_i + r_i mod 2^l`,
-//! with a mask `r_i` that is uniform among the multiples of `w_i`'s power of two. It comes from the hashes of both labels,
+//! An output word `y = c + sum_i w_i b_i` in a ring leaves the circuit by *projections* (Ball, Malkin, Rosulek, "Garbling
+//! gadgets for Boolean and arithmetic circuits", CCS 2016): for the bit `b_i` the evaluator gets `w_i b_i + r_i`, with a
+//! mask `r_i` that is uniform in the ring, or modulo `2^l` among the multiples of `w_i`'s power of two. It comes from the hashes of both labels,
 //! so that one of them needs no ciphertext. The evaluator ends up with `y + M`, the garbler with the mask
 //! `M = sum_i r_i - c`. A bit costs up to `l / 8` bytes and half the hashes of an AND gate, and additions of
 //! outputs, multiplications by constants and the re-masking of a result cost no gate.
@@ -344,6 +344,7 @@ fn instance_labels(labels: &[Block], inputs: usize, group: usize, width: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arith::ShareModulus;
     use crate::mpc::garble::builder::Word;
     use crate::mpc::garble::builder::{Bit, CircuitBuilder};
     use crate::mpc::garble::circuit::{Gate, SEGMENT_GATES};
@@ -386,7 +387,8 @@ mod tests {
         lane: u64,
     ) -> (Vec<Vec<u8>>, Vec<u64>) {
         let mut slots = vec![Block::ZERO; c.slots()];
-        let mut masks: Vec<u64> = c.words().constants.iter().map(|c| c.wrapping_neg()).collect();
+        let modulus = c.words().modulus;
+        let mut masks: Vec<u64> = c.words().constants.iter().map(|&c| modulus.sub(0, c)).collect();
         let mut parts = Vec::new();
         for (segment, range) in c.segments().iter().enumerate() {
             let seed = key.key_input(instance - lane, segment as u32);
@@ -414,13 +416,20 @@ mod tests {
                         number += 1;
                         let one = zero ^ delta;
                         let (even, odd) = if zero.lsb() { (one, zero) } else { (zero, one) };
-                        let (k0, k1) = (hash.hash(even, t0).0 as u64, hash.hash(odd, t0).0 as u64);
-                        let p = u64::from(zero.lsb());
-                        let r = k0.wrapping_sub(p.wrapping_mul(term.unit));
-                        let sent = r.wrapping_add((1 - p).wrapping_mul(term.unit)).wrapping_sub(k1);
+                        let key = |label| match modulus {
+                            ShareModulus::PowerOfTwo(_) => hash.hash(label, t0).0 as u64,
+                            ShareModulus::Prime(p) => (hash.hash(label, t0).0 % u128::from(p.value())) as u64,
+                        };
+                        let (k0, k1, p) = (key(even), key(odd), u64::from(zero.lsb()));
+                        let full = match modulus {
+                            ShareModulus::PowerOfTwo(_) => ShareModulus::PowerOfTwo(64),
+                            prime => prime,
+                        };
+                        let r = full.sub(k0, p * term.unit);
+                        let sent = full.sub(full.add(r, (1 - p) * term.unit), k1);
                         parts.push(sent.to_le_bytes()[..term.bytes as usize].to_vec());
                         let mask = &mut masks[term.word as usize];
-                        *mask = mask.wrapping_add(r << term.shift);
+                        *mask = full.add(*mask, r << term.shift);
                     }
                 }
             }
@@ -430,6 +439,16 @@ mod tests {
 
     #[test]
     fn the_vector_code_follows_the_book() {
+        for modulus in [
+            ShareModulus::PowerOfTwo(29),
+            ShareModulus::slots(29, 1024).unwrap(),
+            ShareModulus::slots(62, 1024).unwrap(),
+        ] {
+            follows_the_book(modulus);
+        }
+    }
+
+    fn follows_the_book(modulus: ShareModulus) {
         // A chain with negations, constants, words of many weights and more than one segment.
         let mut b = CircuitBuilder::new();
         let (x, y) = (b.garbler_inputs(40), b.evaluator_inputs(30));
@@ -447,7 +466,7 @@ mod tests {
                 words.push(Word { constant: i as u64, terms: vec![(acc, (i as u64 + 1) << (i % 31)), (t, u64::MAX)] });
             }
         }
-        let c = b.finish_words(29, &words);
+        let c = b.finish_in(modulus, &words);
         assert_eq!(c.segments().len(), 2);
         let (delta, labels) = (Block(0xdead_beef << 90 | 0x1357_9bdf), LabelSeed::new(Block(3)));
         let key = GateKey { session: Block(17), node: 5, first_instance: 101 };
@@ -458,7 +477,7 @@ mod tests {
             let zero = garbling.garbler_labels(&vec![0; count * 5], count).unwrap();
             let chunk = garbling.garble_chunk(&evaluator_zero, count).unwrap();
             assert_eq!(chunk.tables.len(), tables_len(&c, count).unwrap());
-            let packed = crate::arith::bits::unpack(&chunk.masks, 29, count * words.len()).unwrap();
+            let packed = crate::arith::bits::unpack(&chunk.masks, modulus.bits(), count * words.len()).unwrap();
             for i in 0..count {
                 let inputs = [&zero[i * 40..][..40], &evaluator_zero[i * 30..][..30]].concat();
                 let (lane, group, width) = (i % GROUP, i / GROUP, GROUP.min(count - i / GROUP * GROUP));
@@ -470,7 +489,7 @@ mod tests {
                     at += width * part.len();
                 }
                 for (w, mask) in masks.iter().enumerate() {
-                    assert_eq!(packed[i * words.len() + w], mask & ((1 << 29) - 1), "{count} {i} {w}");
+                    assert_eq!(packed[i * words.len() + w], modulus.reduce(*mask), "{count} {i} {w}");
                 }
             }
         }

@@ -60,8 +60,6 @@ impl Io {
     pub(super) fn new(ring_in: ShareModulus, ring_out: ShareModulus, cols: usize) -> Result<Self, GadgetError> {
         require(ring_in.is_valid(), "bits of the input ring", ring_in.bits(), "1 to 64")?;
         require(ring_out.is_valid(), "bits of the output ring", ring_out.bits(), "1 to 64")?;
-        let power_of_two = matches!(ring_out, ShareModulus::PowerOfTwo(_));
-        require(power_of_two, "the output's modulus", ring_out.bits(), "a power of two, not a prime of so many bits")?;
         require((1..=MAX_COLS).contains(&cols), "the row length", cols as u64, "1 to 4096")?;
         let mut b = CircuitBuilder::new();
         let bits = ring_in.bits() as usize;

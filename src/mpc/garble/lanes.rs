@@ -10,6 +10,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::circuit::{Circuit, Gate, Term, Words};
 use super::half_gates::{GROUP, KeySchedule, gate_tweak};
+use crate::arith::{PrimeModulus, ShareModulus};
 use crate::mpc::block::{BLOCK_BYTES, Block};
 
 type AesBlock = Array<u8, U16>;
@@ -73,7 +74,7 @@ impl Scratch {
             let space = self.full.get_or_insert_with(|| Space::new(self.slots));
             garble(space, &mut self.sums, circuit, keys, group, labels, delta, tables);
         }
-        pack(&self.sums, circuit.words().bits, labels.width, packed);
+        pack(&self.sums, circuit.words().modulus.bits(), labels.width, packed);
     }
 
     /// Evaluates a group: fills its packed masked outputs.
@@ -93,7 +94,7 @@ impl Scratch {
             let space = self.full.get_or_insert_with(|| Space::new(self.slots));
             evaluate(space, &mut self.sums, circuit, keys, group, labels, tables);
         }
-        pack(&self.sums, circuit.words().bits, labels.width, packed);
+        pack(&self.sums, circuit.words().modulus.bits(), labels.width, packed);
     }
 }
 
@@ -167,7 +168,7 @@ fn garble<const N: usize>(
 ) {
     // What the evaluator will sum is the words plus these.
     for (sums, &constant) in sums.chunks_exact_mut(GROUP).zip(&circuit.words().constants) {
-        sums.fill(constant.wrapping_neg());
+        sums.fill(circuit.words().modulus.sub(0, constant));
     }
     let mut tables = tables;
     for (s, range) in circuit.segments().iter().enumerate() {
@@ -276,7 +277,14 @@ impl<const N: usize> BlockCipherEncClosure for GarbleSegment<'_, '_, N> {
                     let masks = opaque(&g.masks[0]);
                     encrypt(backend, g.input[..2].as_flattened(), g.image[..2].as_flattened_mut());
                     let sums = &mut self.sums[term.word as usize * GROUP..][..N / 2];
-                    project_garbled(term, masks, &g.input, &g.image, sums, &mut g.words);
+                    match self.words.modulus {
+                        ShareModulus::PowerOfTwo(_) => {
+                            project_garbled(term, masks, &g.input, &g.image, sums, &mut g.words);
+                        }
+                        ShareModulus::Prime(p) => {
+                            project_garbled_prime(p, term, masks, &g.input, &g.image, sums, &mut g.words);
+                        }
+                    }
                     let bytes = self.labels.width * term.bytes as usize;
                     write_words(&g.words, term.bytes, self.tables.split_off_mut(..bytes).unwrap_or_default());
                 }
@@ -336,7 +344,14 @@ impl<const N: usize> BlockCipherEncClosure for EvaluateSegment<'_, '_, N> {
                     let masks = opaque(&g.masks[0]);
                     encrypt(backend, g.input[..1].as_flattened(), g.image[..1].as_flattened_mut());
                     let sums = &mut self.sums[term.word as usize * GROUP..][..N / 2];
-                    project_evaluated(term, masks, &g.input[0], &g.image[0], &g.words, sums);
+                    match self.words.modulus {
+                        ShareModulus::PowerOfTwo(_) => {
+                            project_evaluated(term, masks, &g.input[0], &g.image[0], &g.words, sums);
+                        }
+                        ShareModulus::Prime(p) => {
+                            project_evaluated_prime(p, masks, &g.input[0], &g.image[0], &g.words, sums);
+                        }
+                    }
                 }
             }
         }
@@ -478,6 +493,52 @@ fn project_evaluated<const N: usize>(
     for (i, sum) in sums.iter_mut().enumerate().take(N / 2) {
         let value = (input[2 * i] ^ image[2 * i]).wrapping_add(masks[2 * i] & words[i]);
         *sum = sum.wrapping_add(value << term.shift);
+    }
+}
+
+/// A hash modulo `p`, below `2^62`: of 128 bits, so that the residue is uniform within `2^-66`.
+#[inline(always)]
+pub(super) fn residue(p: PrimeModulus, low: u64, high: u64) -> u64 {
+    let two_to_64 = p.add(p.reduce(u64::MAX), 1);
+    p.add(p.mul(p.reduce(high), two_to_64), p.reduce(low))
+}
+
+/// As [`project_garbled`], modulo a prime.
+#[inline(always)]
+fn project_garbled_prime<const N: usize>(
+    p: PrimeModulus,
+    term: Term,
+    masks: &Lanes<N>,
+    input: &[Lanes<N>; 4],
+    image: &[Lanes<N>; 4],
+    sums: &mut [u64],
+    words: &mut Lanes<N>,
+) {
+    for (i, sum) in sums.iter_mut().enumerate().take(N / 2) {
+        let key = |h: usize| residue(p, input[h][2 * i] ^ image[h][2 * i], input[h][2 * i + 1] ^ image[h][2 * i + 1]);
+        let (h0, h1, permute) = (key(0), key(1), masks[2 * i]);
+        let k0 = h0 ^ (permute & (h0 ^ h1));
+        let k1 = h0 ^ h1 ^ k0;
+        let r = p.sub(k0, permute & term.unit);
+        words[i] = p.sub(p.add(r, !permute & term.unit), k1);
+        *sum = p.add(*sum, r);
+    }
+}
+
+/// As [`project_evaluated`], modulo a prime. What the garbler sent may be any word.
+#[inline(always)]
+fn project_evaluated_prime<const N: usize>(
+    p: PrimeModulus,
+    masks: &Lanes<N>,
+    input: &Lanes<N>,
+    image: &Lanes<N>,
+    words: &Lanes<N>,
+    sums: &mut [u64],
+) {
+    for (i, sum) in sums.iter_mut().enumerate().take(N / 2) {
+        let key = residue(p, input[2 * i] ^ image[2 * i], input[2 * i + 1] ^ image[2 * i + 1]);
+        let value = p.add(key, p.reduce(masks[2 * i] & words[i]));
+        *sum = p.add(*sum, value);
     }
 }
 
