@@ -257,7 +257,7 @@ impl Calibration {
 ///
 /// Random tokens reach magnitudes that language reaches too, and a little more.
 pub fn random_samples(model: &Model, count: usize, max_tokens: usize) -> Vec<Encoded> {
-    let embedding = &model.manifest().embedding;
+    let vocabulary = model.manifest().embedding.shape().vocabulary;
     let limit = max_tokens.min(model.manifest().max_tokens);
     let frame = model.client().encode("", None, limit).unwrap_or_else(|_| Encoded {
         ids: vec![0],
@@ -277,7 +277,7 @@ pub fn random_samples(model: &Model, count: usize, max_tokens: usize) -> Vec<Enc
             let len = frame.len() + (limit - frame.len().min(limit)) * i / count.max(1);
             let mut ids = frame.ids.clone();
             let last = ids.len() - 1;
-            let words = std::iter::repeat_with(|| next(embedding.word.rows()) as u32).take(len - frame.len());
+            let words = std::iter::repeat_with(|| next(vocabulary) as u32).take(len - frame.len());
             ids.splice(last..last, words);
             let bucket = super::bucket(ids.len(), model.manifest().positions())?;
             Some(Encoded {

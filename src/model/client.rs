@@ -1,7 +1,7 @@
 //! The client's view of a model: text to inputs of the graph, outputs of the graph to an answer.
 
 use super::{
-    Encoded, Graph, GraphOptions, Inputs, Manifest, ModelError, OutputKind, Pooling, Tokenizer,
+    Encoded, Graph, GraphOptions, Inputs, Lookup, Manifest, ModelError, OutputKind, Pooling, Tokenizer,
     embedding::pool_weights, float::softmax, graph::POOL_FRAC, manifest,
 };
 
@@ -80,7 +80,7 @@ impl ClientModel {
     /// # Errors
     /// [`ModelError::Input`] if the limit leaves no room for a text.
     pub fn encode(&self, text: &str, pair: Option<&str>, max_tokens: usize) -> Result<Encoded, ModelError> {
-        let types = self.manifest.embedding.token_type.rows();
+        let types = self.manifest.embedding.shape().types;
         if pair.is_some() && types < 2 {
             return Err(ModelError::Input { reason: "this model takes no pairs of texts".into() });
         }
@@ -88,12 +88,12 @@ impl ClientModel {
         self.tokenizer.encode(text, pair, limit, self.manifest.positions())
     }
 
-    /// The graph of a bucket with the default options.
+    /// The graph of a bucket with [`Manifest::options`].
     ///
     /// # Errors
     /// [`ModelError::Spec`] for a count of tokens outside 1 to 512.
     pub fn graph(&self, bucket: usize) -> Result<Graph, ModelError> {
-        self.graph_with(bucket, &GraphOptions::default())
+        self.graph_with(bucket, &self.manifest.options())
     }
 
     /// The graph of a bucket with other options.
@@ -104,14 +104,28 @@ impl ClientModel {
         Ok(Graph::build(&self.manifest.spec, bucket, options)?)
     }
 
-    /// Embeds the tokens with their padding, and weighs them for pooling.
+    /// The inputs of [`Self::graph`]: the tokens with their padding, and their weights for pooling.
     ///
     /// # Errors
     /// [`ModelError::Input`] if a token has no row in the embedding block.
     pub fn inputs(&self, text: &Encoded) -> Result<Inputs, ModelError> {
-        let spec = &self.manifest.spec;
-        let frac = spec.precision.hidden_frac;
-        let embedding = self.manifest.embedding.embed(&text.ids, &text.types, text.bucket, frac)?;
+        self.inputs_for(text, self.manifest.options().lookup)
+    }
+
+    /// The inputs of a graph with this lookup: embedded tokens, or one-hot ones.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] if a token has no row in the embedding block, or the block is private and is to be used.
+    pub fn inputs_for(&self, text: &Encoded, lookup: Lookup) -> Result<Inputs, ModelError> {
+        let (spec, embedding) = (&self.manifest.spec, &self.manifest.embedding);
+        let embedding = match (lookup, embedding.block()) {
+            (Lookup::Private, _) => embedding.shape().one_hot(&text.ids, &text.types, text.bucket)?,
+            (Lookup::Public, Some(e)) => e.embed(&text.ids, &text.types, text.bucket, spec.precision.hidden_frac)?,
+            (Lookup::Public, None) => {
+                let reason = "the server keeps its embedding block: choose private lookup".into();
+                return Err(ModelError::Input { reason });
+            }
+        };
         let pool = (spec.pooling == Pooling::Mean).then(|| pool_weights(text.len(), text.bucket, POOL_FRAC));
         Ok(Inputs { embedding, pool, len: text.len() })
     }

@@ -172,6 +172,91 @@ impl EmbeddingBlock {
     }
 }
 
+/// The embedding block as a client sees it.
+#[derive(Clone, PartialEq)]
+pub enum Embedding {
+    /// All of it: the client embeds its tokens.
+    Public(EmbeddingBlock),
+    /// Its shape: tokens are looked up in the graph.
+    Private(EmbeddingShape),
+}
+
+/// The shape of an embedding block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingShape {
+    /// Hidden size d.
+    pub hidden: usize,
+    /// Token ids.
+    pub vocabulary: usize,
+    /// Positions.
+    pub positions: usize,
+    /// Token types.
+    pub types: usize,
+    /// Token id of padding.
+    pub pad_id: u32,
+}
+
+impl Embedding {
+    /// The shape.
+    pub fn shape(&self) -> EmbeddingShape {
+        match self {
+            Self::Private(shape) => *shape,
+            Self::Public(e) => EmbeddingShape {
+                hidden: e.hidden(),
+                vocabulary: e.word.rows,
+                positions: e.position.rows,
+                types: e.token_type.rows,
+                pad_id: e.pad_id,
+            },
+        }
+    }
+
+    /// The tables, if they are public.
+    pub fn block(&self) -> Option<&EmbeddingBlock> {
+        match self {
+            Self::Public(block) => Some(block),
+            Self::Private(_) => None,
+        }
+    }
+}
+
+impl EmbeddingShape {
+    /// Whether it is the shape of a block that can be looked up in.
+    pub fn is_consistent(&self) -> bool {
+        let table = |rows: usize, most: usize| (1..=most).contains(&rows);
+        table(self.hidden, 8192)
+            && table(self.vocabulary, 1 << 20)
+            && table(self.positions, 1 << 20)
+            && table(self.types, 16)
+            && (self.pad_id as usize) < self.vocabulary
+    }
+
+    /// One row a token, padded with `[PAD]` tokens of type 0 to `bucket` rows: 1 in the columns of its id and, after those of
+    /// the vocabulary, of its type; else 0.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] if there are more tokens than the bucket has rows, or no column or position for one.
+    pub fn one_hot(&self, ids: &[u32], types: &[u32], bucket: usize) -> Result<Vec<i64>, ModelError> {
+        let input = |reason: String| Err(ModelError::Input { reason });
+        if ids.len() != types.len() || ids.len() > bucket || bucket > self.positions {
+            let positions = self.positions;
+            return input(format!("{} tokens of {} types do not fit {bucket} of {positions}", ids.len(), types.len()));
+        }
+        let padding = std::iter::repeat_n((&self.pad_id, &0), bucket - ids.len());
+        let cols = self.vocabulary + self.types;
+        let mut out = vec![0; bucket * cols];
+        for (row, (&id, &kind)) in out.chunks_mut(cols.max(1)).zip(ids.iter().zip(types).chain(padding)) {
+            if id as usize >= self.vocabulary || kind as usize >= self.types {
+                return input(format!("token id {id} of type {kind} is outside the model's tables"));
+            }
+            row[id as usize] = 1;
+            row[self.vocabulary + kind as usize] = 1;
+        }
+        Ok(out)
+    }
+}
+
 /// The client's pooling weights for `len` real tokens of `bucket`: `round(2^frac / len)`, then 0 for padding.
 pub fn pool_weights(len: usize, bucket: usize, frac: u32) -> Vec<i64> {
     let len = len.min(bucket);

@@ -2,17 +2,18 @@
 //!
 //! Form: the magic `HSMF`, a version (`u16`), then a JSON header and seven byte strings, each behind its length (`u64`), all
 //! little endian. The strings are the tokenizer's three files (empty if absent), the tables of words, positions and token
-//! types, and LayerNorm's gain followed by its bias (`f32`). Nothing follows. Both sides compute the digest of these bytes.
+//! types, and LayerNorm's gain followed by its bias (`f32`); the last four are empty where the embedding block is private.
+//! Nothing follows. Both sides compute the digest of these bytes.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BUCKETS, EmbeddingBlock, Graph, GraphOptions, ModelError, ModelSpec, OutputKind, Pooling, Table, TableType,
-    TokenizerFiles,
+    BUCKETS, Embedding, EmbeddingBlock, EmbeddingShape, Graph, GraphOptions, Lookup, ModelError, ModelSpec, OutputKind,
+    Pooling, Table, TableType, TokenizerFiles,
 };
 
 const MAGIC: &[u8; 4] = b"HSMF";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// Longest JSON header.
 const HEADER_LIMIT: usize = 16 << 20;
@@ -35,8 +36,8 @@ pub struct Manifest {
     pub max_tokens: usize,
     /// The tokenizer's files.
     pub tokenizer: TokenizerFiles,
-    /// The public embedding block.
-    pub embedding: EmbeddingBlock,
+    /// The embedding block, or its shape.
+    pub embedding: Embedding,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,11 +49,14 @@ struct Header {
     output: OutputKind,
     labels: Vec<String>,
     max_tokens: usize,
-    word: TableShape,
-    position: TableShape,
-    token_type: TableShape,
-    epsilon: f64,
-    pad_id: u32,
+    embedding: EmbeddingHeader,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum EmbeddingHeader {
+    Public { word: TableShape, position: TableShape, token_type: TableShape, epsilon: f64, pad_id: u32 },
+    Private(EmbeddingShape),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -84,7 +88,16 @@ impl Manifest {
     /// # Errors
     /// [`ModelError::Manifest`] if the header cannot be written, which no loaded model causes.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ModelError> {
-        let e = &self.embedding;
+        let embedding = match &self.embedding {
+            Embedding::Public(e) => EmbeddingHeader::Public {
+                word: TableShape::of(&e.word),
+                position: TableShape::of(&e.position),
+                token_type: TableShape::of(&e.token_type),
+                epsilon: e.epsilon,
+                pad_id: e.pad_id,
+            },
+            Embedding::Private(shape) => EmbeddingHeader::Private(*shape),
+        };
         let header = Header {
             name: self.name.clone(),
             checkpoint: self.checkpoint,
@@ -92,26 +105,19 @@ impl Manifest {
             output: self.output,
             labels: self.labels.clone(),
             max_tokens: self.max_tokens,
-            word: TableShape::of(&e.word),
-            position: TableShape::of(&e.position),
-            token_type: TableShape::of(&e.token_type),
-            epsilon: e.epsilon,
-            pad_id: e.pad_id,
+            embedding,
         };
         let header = serde_json::to_vec(&header).map_err(|e| damaged(e.to_string()))?;
-        let norm: Vec<u8> = e.gain.iter().chain(&e.bias).flat_map(|x| x.to_le_bytes()).collect();
+        let tables = self.embedding.block().map_or_else(Default::default, |e| {
+            let norm = e.gain.iter().chain(&e.bias).flat_map(|x| x.to_le_bytes()).collect();
+            [e.word.bytes().to_vec(), e.position.bytes().to_vec(), e.token_type.bytes().to_vec(), norm]
+        });
         let file = |bytes: &Option<Vec<u8>>| bytes.clone().unwrap_or_default();
         let t = &self.tokenizer;
-        let strings = [
-            header,
-            file(&t.tokenizer),
-            file(&t.vocabulary),
-            file(&t.config),
-            e.word.bytes().to_vec(),
-            e.position.bytes().to_vec(),
-            e.token_type.bytes().to_vec(),
-            norm,
-        ];
+        let strings = [header, file(&t.tokenizer), file(&t.vocabulary), file(&t.config)]
+            .into_iter()
+            .chain(tables)
+            .collect::<Vec<Vec<u8>>>();
         let mut out = Vec::with_capacity(6 + strings.iter().map(|s| s.len() + 8).sum::<usize>());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
@@ -143,16 +149,23 @@ impl Manifest {
         let header: Header = serde_json::from_slice(header).map_err(|e| damaged(format!("its header: {e}")))?;
         let mut file = || rest.string().map(|s| (!s.is_empty()).then(|| s.to_vec()));
         let tokenizer = TokenizerFiles { tokenizer: file()?, vocabulary: file()?, config: file()? };
-        let word = header.word.table(rest.string()?)?;
-        let position = header.position.table(rest.string()?)?;
-        let token_type = header.token_type.table(rest.string()?)?;
-        let mut gain = TableType::F32.decode(rest.string()?);
+        let strings = [rest.string()?, rest.string()?, rest.string()?, rest.string()?];
         if !rest.bytes.is_empty() {
             return Err(damaged("it goes on after its end"));
         }
-        let bias = gain.split_off(gain.len() / 2);
-        let embedding =
-            EmbeddingBlock { word, position, token_type, gain, bias, epsilon: header.epsilon, pad_id: header.pad_id };
+        let embedding = match header.embedding {
+            EmbeddingHeader::Public { word, position, token_type, epsilon, pad_id } => {
+                let mut gain = TableType::F32.decode(strings[3]);
+                let bias = gain.split_off(gain.len() / 2);
+                let [word, position, token_type] =
+                    [word.table(strings[0])?, position.table(strings[1])?, token_type.table(strings[2])?];
+                Embedding::Public(EmbeddingBlock { word, position, token_type, gain, bias, epsilon, pad_id })
+            }
+            EmbeddingHeader::Private(_) if strings.iter().any(|s| !s.is_empty()) => {
+                return Err(damaged("it has tables of a private embedding block"));
+            }
+            EmbeddingHeader::Private(shape) => Embedding::Private(shape),
+        };
         let manifest = Self {
             name: header.name,
             checkpoint: header.checkpoint,
@@ -175,9 +188,23 @@ impl Manifest {
         Ok(digest(&self.to_bytes()?))
     }
 
+    /// The manifest of the same model with a private embedding block: no table, no gain, no bias.
+    pub fn without_tables(&self) -> Self {
+        Self { embedding: Embedding::Private(self.embedding.shape()), ..self.clone() }
+    }
+
+    /// The default options of a client that has this manifest: without tables, tokens are looked up in the graph.
+    pub fn options(&self) -> GraphOptions {
+        let lookup = match self.embedding {
+            Embedding::Public(_) => Lookup::Public,
+            Embedding::Private(_) => Lookup::Private,
+        };
+        GraphOptions { lookup, ..GraphOptions::default() }
+    }
+
     /// Largest public length.
     pub fn positions(&self) -> usize {
-        self.embedding.position.rows()
+        self.embedding.shape().positions
     }
 
     fn check(&self) -> Result<(), ModelError> {
@@ -188,7 +215,15 @@ impl Manifest {
             _ => outputs,
         };
         let tokens = self.output == OutputKind::TokenClassification;
-        if !self.embedding.is_consistent() || self.embedding.hidden() != self.spec.hidden {
+        let shape = self.embedding.shape();
+        let consistent = match &self.embedding {
+            Embedding::Public(block) => block.is_consistent(),
+            Embedding::Private(shape) => {
+                let lookup = self.spec.lookup.as_ref().map(|l| (l.vocabulary, l.types));
+                shape.is_consistent() && lookup == Some((shape.vocabulary, shape.types))
+            }
+        };
+        if !consistent || shape.hidden != self.spec.hidden {
             return Err(damaged("its embedding block does not fit together"));
         }
         if self.labels.len() != labels {
@@ -201,7 +236,7 @@ impl Manifest {
             return Err(damaged(format!("{} tokens are admitted for {} positions", self.max_tokens, self.positions())));
         }
         for tokens in BUCKETS.into_iter().filter(|&b| b <= self.positions()) {
-            Graph::build(&self.spec, tokens, &GraphOptions::default())?;
+            Graph::build(&self.spec, tokens, &self.options())?;
         }
         Ok(())
     }

@@ -26,11 +26,11 @@ pub use calibrate::{
 pub use checkpoint::{Checkpoint, EncoderLayer, HeadLayer, OutputKind};
 pub use client::{ClientModel, Label, Outputs, Prediction};
 pub use config::Config;
-pub use embedding::{EmbeddingBlock, Table, TableType, pool_weights};
+pub use embedding::{Embedding, EmbeddingBlock, EmbeddingShape, Table, TableType, pool_weights};
 pub use error::ModelError;
 pub use graph::{
-    BUCKETS, Edge, EdgeId, Function, Graph, Node, NodeId, Op, PRODUCT_RING_LIMIT, RING_LIMIT, Stage, WEIGHT_LIMIT,
-    WeightId,
+    BUCKETS, Edge, EdgeId, Function, Graph, MERGED_RING_LIMIT, Node, NodeId, Op, PRIME_RING_AIM, PRODUCT_RING_LIMIT,
+    RING_LIMIT, Stage, WEIGHT_LIMIT, WeightId,
 };
 pub use manifest::Manifest;
 pub use options::{Boundary, GraphOptions, Lookup, MergeSet, Rings};
@@ -38,6 +38,6 @@ pub use oracle::{Evaluator, Exact, Execution, Inputs, NonLinear, OracleError, Ov
 pub use quantize::{ServerWeights, WEIGHT_BITS, WeightMatrix};
 pub use server::{Model, OracleRun, Provenance};
 pub use simulator::{Simulator, shared_function};
-pub use spec::{DenseActivation, DenseSpec, LayerSpec, ModelSpec, Pooling, Precision, SpecError};
+pub use spec::{DenseActivation, DenseSpec, LayerSpec, LookupSpec, ModelSpec, Pooling, Precision, SpecError};
 pub use tensors::{Linear, Norm};
 pub use tokenizer::{Encoded, Tokenizer, TokenizerFiles, bucket};

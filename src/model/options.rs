@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::{DenseActivation, ModelSpec, Pooling};
 use crate::arith::codec::CodecError;
 
 /// A boundary between two linear operations, at which a garbled truncation stands unless it is merged ("computation
@@ -35,7 +36,7 @@ pub enum Boundary {
 }
 
 impl Boundary {
-    /// All boundaries, those first whose merge widens rings least.
+    /// All boundaries, in the order in which [`super::Graph::largest_merge`] tries them: those of Primer first.
     pub const ALL: [Self; 9] = [
         Self::Scores,
         Self::Values,
@@ -60,6 +61,18 @@ impl Boundary {
             Self::Hidden => "hidden",
             Self::Pool => "pool",
             Self::Dense => "dense",
+        }
+    }
+
+    /// Whether a model has it.
+    pub fn is_in(self, spec: &ModelSpec) -> bool {
+        match self {
+            Self::Pool => spec.pooling == Pooling::Mean,
+            Self::Dense => {
+                let before_last = spec.dense.len().saturating_sub(1);
+                spec.dense.iter().take(before_last).any(|d| d.activation == DenseActivation::Identity)
+            }
+            _ => true,
         }
     }
 

@@ -78,7 +78,7 @@ impl Evaluator for Exact {
 /// What the client feeds into a graph, in signed integers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inputs {
-    /// Embedded tokens with padding, `tokens x hidden`.
+    /// Tokens with padding: embedded, `tokens x hidden`, or one-hot where the graph looks them up.
     pub embedding: Vec<i64>,
     /// Pooling weights, `1 x tokens`, where the graph has them.
     pub pool: Option<Vec<i64>>,
@@ -205,16 +205,18 @@ impl Run<'_> {
 
     fn node(&mut self, node: &Node) -> Result<(), OracleError> {
         match &node.op {
-            Op::Linear { weights, inputs, first_row } => {
+            Op::Linear { weights, inputs, first_row, bias_shift } => {
                 let map = self.weights.get(*weights).ok_or(OracleError::Weights(*weights))?;
                 let rows = if *first_row { 1 } else { inputs.first().map_or(0, |&e| self.graph.edge(e).rows) };
                 let x = self.concatenate(inputs, rows);
                 let name = format!("{weights:?}");
                 check(&name, map.weights.len(), map.inputs * map.outputs)?;
-                check(&name, map.bias.len(), map.outputs)?;
+                if map.bias_row(rows.saturating_sub(1)).is_none() {
+                    check(&name, map.bias.len(), map.outputs * rows)?;
+                }
                 check(&name, map.inputs * rows, x.len())?;
                 check(&name, map.outputs * rows, self.graph.edge(node.output).len())?;
-                self.store(node.output, linear(&x, map, rows));
+                self.store(node.output, linear(&x, map, rows, *bias_shift));
             }
             Op::Product { left, right, heads, transpose_right, mask } => {
                 let mut z = self.product(*left, *right, *heads, *transpose_right);
@@ -233,6 +235,12 @@ impl Run<'_> {
                 let square = |sum: i128, &x: &i64| sum.wrapping_add((x as i128).wrapping_mul(x as i128));
                 let z: Vec<i128> = x.chunks(edge.cols.max(1)).map(|row| row.iter().fold(0, square)).collect();
                 self.overflows[input.0] += outside;
+                self.store(node.output, z);
+            }
+            Op::ShiftLeft { input, bits } => {
+                let (_, x) = self.operand(*input);
+                // Only garbage is shifted out of 128 bits.
+                let z: Vec<i128> = x.iter().map(|&x| i128::from(x) << (*bits).min(63)).collect();
                 self.store(node.output, z);
             }
             Op::RowSum { input } => {
@@ -311,17 +319,20 @@ fn magnitude(x: &[i64]) -> i128 {
     x.iter().map(|x| x.unsigned_abs()).max().unwrap_or(0) as i128
 }
 
-fn linear(x: &[i64], map: &WeightMatrix, rows: usize) -> Vec<i128> {
+fn linear(x: &[i64], map: &WeightMatrix, rows: usize, bias_shift: u32) -> Vec<i128> {
     let (k, n) = (map.inputs, map.outputs);
-    let mut z: Vec<i128> = if magnitude(x) * i128::from(map.column_sum()) < EXACT {
+    let mut z: Vec<i128> = if 16 * x.iter().filter(|&&x| x != 0).count() < x.len() {
+        sparse_product(x, &map.weights, rows, k, n)
+    } else if magnitude(x) * i128::from(map.column_sum()) < EXACT {
         let x: Vec<f64> = x.iter().map(|&x| x as f64).collect();
         matmul::<f64, i32>(&x, &map.weights, rows, k, n).into_iter().map(|x| x as i128).collect()
     } else {
         let w: Vec<i64> = map.weights.iter().map(|&w| w as i64).collect();
         plain_product(x, &w, rows, k, n)
     };
-    for row in z.chunks_mut(n.max(1)) {
-        row.iter_mut().zip(&map.bias).for_each(|(x, &b)| *x += b as i128);
+    for (i, row) in z.chunks_mut(n.max(1)).enumerate() {
+        let bias = map.bias_row(i).unwrap_or_default();
+        row.iter_mut().zip(bias).for_each(|(x, &b)| *x += (b as i128) << bias_shift.min(63));
     }
     z
 }
@@ -337,6 +348,17 @@ fn exact_product(a: &[i64], b: &[i64], m: usize, k: usize, n: usize) -> Vec<i128
     } else {
         plain_product(a, b, m, k, n)
     }
+}
+
+/// Of one-hot rows and the like.
+fn sparse_product(x: &[i64], w: &[i32], rows: usize, k: usize, n: usize) -> Vec<i128> {
+    let mut z = vec![0i128; rows * n];
+    for (x, z) in x.chunks(k.max(1)).zip(z.chunks_mut(n.max(1))) {
+        for (&x, w) in x.iter().zip(w.chunks(n.max(1))).filter(|(x, _)| **x != 0) {
+            z.iter_mut().zip(w).for_each(|(z, &w)| *z += i128::from(x) * i128::from(w));
+        }
+    }
+    z
 }
 
 /// Without any assumption on magnitudes.
@@ -427,6 +449,7 @@ mod tests {
             pooling,
             dense: vec![dense(5, DenseActivation::Tanh), dense(3, DenseActivation::Identity)],
             precision: Default::default(),
+            lookup: None,
         }
     }
 
@@ -483,10 +506,11 @@ mod tests {
             };
             let cell = |i: usize, j: usize| -> i128 {
                 match &node.op {
-                    Op::Linear { weights: id, inputs, .. } => {
+                    Op::Linear { weights: id, inputs, bias_shift, .. } => {
                         let map = weights.get(*id).unwrap();
                         let mut row = 0;
-                        let mut sum = map.bias[j] as i128;
+                        let bias = map.bias[if map.bias.len() > map.outputs { i * map.outputs + j } else { j }];
+                        let mut sum = i128::from(bias) << bias_shift;
                         for &input in inputs {
                             for c in 0..graph.edge(input).cols {
                                 sum += at(input, i, c) * map.weights[row * map.outputs + j] as i128;
@@ -507,6 +531,7 @@ mod tests {
                     }
                     Op::SquareSum { input } => (0..graph.edge(*input).cols).map(|c| at(*input, i, c).pow(2)).sum(),
                     Op::RowSum { input } => (0..graph.edge(*input).cols).map(|c| at(*input, i, c)).sum(),
+                    Op::ShiftLeft { input, bits } => at(*input, i, j) << bits,
                     Op::RowScale { input, scale, heads } => {
                         let k = out.cols / heads;
                         at(*input, i, j) * at(*scale, j / k * out.rows + i, 0)

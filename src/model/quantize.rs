@@ -3,17 +3,17 @@
 //! Between the garbled layers of the graph, everything linear is folded into as few matrices as possible:
 //!
 //! * hidden states are the normalised rows before gain and bias, so a LayerNorm's gain and bias go into the maps after it
-//!   (the embedding block is complete, so the first layer has gain 1 and bias 0);
+//!   (a public embedding block is complete, so that the first layer has gain 1 and bias 0);
 //! * `log2(e)/sqrt(d_head)` goes into the query, so that softmax is a power of two;
 //! * the centring `I - 11^T/d` of a LayerNorm goes into the maps before it, and into the residual, which is the second row
 //!   block of the same matrix: `diag(gain) (I - 11^T/d)`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Checkpoint, DenseActivation, Linear, ModelError, ModelSpec, Norm, WeightId,
+    Checkpoint, DenseActivation, Linear, Lookup, ModelError, ModelSpec, Norm, Table, WeightId,
     graph::ceil_log2,
-    spec::{DenseSpec, LayerSpec, Precision},
+    spec::{DenseSpec, LayerSpec, LookupSpec, Precision},
 };
 
 /// Weights are below `2^WEIGHT_BITS` in magnitude.
@@ -30,11 +30,20 @@ pub struct WeightMatrix {
     pub frac: u32,
     /// `inputs x outputs`, row-major, below `2^WEIGHT_BITS` in magnitude.
     pub weights: Vec<i32>,
-    /// One number an output, with the input's fraction bits and `frac` more.
+    /// One number an output, or a row of them for each row of the input, with the fraction bits of a truncated input and
+    /// `frac` more; of [`WeightId::Tokens`] with `frac`.
     pub bias: Vec<i64>,
 }
 
 impl WeightMatrix {
+    /// What is added to row `i` of the output; `None` if the bias has too few rows.
+    pub fn bias_row(&self, i: usize) -> Option<&[i64]> {
+        if self.bias.len() == self.outputs {
+            return Some(&self.bias);
+        }
+        self.bias.get(i.checked_mul(self.outputs)?..)?.get(..self.outputs)
+    }
+
     /// Largest sum of magnitudes of a column: what the largest input can be multiplied by.
     pub fn column_sum(&self) -> i64 {
         let mut sums = vec![0i64; self.outputs];
@@ -49,23 +58,23 @@ impl WeightMatrix {
 
 /// All matrices of a model.
 pub struct ServerWeights {
-    matrices: BTreeMap<WeightId, WeightMatrix>,
+    matrices: BTreeMap<WeightId, Arc<WeightMatrix>>,
 }
 
 impl ServerWeights {
     /// The matrix of a name that occurs in the model's graph; `None` for any other.
     pub fn get(&self, id: WeightId) -> Option<&WeightMatrix> {
-        self.matrices.get(&id)
+        self.matrices.get(&id).map(|m| &**m)
     }
 
     /// From matrices made elsewhere. Their shapes are checked where they are used.
     pub fn from_matrices(matrices: BTreeMap<WeightId, WeightMatrix>) -> Self {
-        Self { matrices }
+        Self { matrices: matrices.into_iter().map(|(id, m)| (id, Arc::new(m))).collect() }
     }
 
     /// All matrices in order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (WeightId, &WeightMatrix)> {
-        self.matrices.iter().map(|(&id, m)| (id, m))
+        self.matrices.iter().map(|(&id, m)| (id, &**m))
     }
 
     /// Rounds the folded maps to the fraction bits of `spec`.
@@ -73,20 +82,45 @@ impl ServerWeights {
     /// # Errors
     /// [`ModelError::Unsupported`] if a weight has more than [`WEIGHT_BITS`] bits at these fraction bits.
     pub(crate) fn new(folded: &BTreeMap<WeightId, RealMatrix>, spec: &ModelSpec) -> Result<Self, ModelError> {
-        let frac = |id: WeightId| match id {
-            WeightId::Query(i) | WeightId::Key(i) | WeightId::Value(i) => spec.layers.get(i).map(|l| l.qkv_weight_frac),
-            WeightId::AttentionOutput(i) => spec.layers.get(i).map(|l| l.attention_weight_frac),
-            WeightId::Up(i) => spec.layers.get(i).map(|l| l.up_weight_frac),
-            WeightId::Down(i) => spec.layers.get(i).map(|l| l.down_weight_frac),
-            WeightId::Dense(i) => spec.dense.get(i).map(|l| l.weight_frac),
-        };
-        let mut matrices = BTreeMap::new();
-        for (&id, real) in folded {
-            let frac = frac(id).ok_or_else(|| too_large(id))?;
-            matrices.insert(id, real.round(frac, spec.precision.hidden_frac).ok_or_else(|| too_large(id))?);
-        }
+        Ok(Self { matrices: round_all(folded, spec, Lookup::Public)? })
+    }
+
+    /// These matrices with those of [`fold_lookup`] in the place of their namesakes.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn with_lookup(
+        &self,
+        folded: &BTreeMap<WeightId, RealMatrix>,
+        spec: &ModelSpec,
+    ) -> Result<Self, ModelError> {
+        let mut matrices = self.matrices.clone();
+        matrices.extend(round_all(folded, spec, Lookup::Private)?);
         Ok(Self { matrices })
     }
+}
+
+fn round_all(
+    folded: &BTreeMap<WeightId, RealMatrix>,
+    spec: &ModelSpec,
+    lookup: Lookup,
+) -> Result<BTreeMap<WeightId, Arc<WeightMatrix>>, ModelError> {
+    let layer = |i: usize| spec.layers.get(i).map(|_| spec.layer_weight_fracs(i, lookup));
+    let frac = |id: WeightId| match id {
+        WeightId::Tokens => spec.lookup.as_ref().map(|l| l.table_frac),
+        WeightId::Query(i) | WeightId::Key(i) | WeightId::Value(i) => layer(i).map(|l| l.0),
+        WeightId::AttentionOutput(i) => layer(i).map(|l| l.1),
+        WeightId::Up(i) => spec.layers.get(i).map(|l| l.up_weight_frac),
+        WeightId::Down(i) => spec.layers.get(i).map(|l| l.down_weight_frac),
+        WeightId::Dense(i) => spec.dense.get(i).map(|l| l.weight_frac),
+    };
+    let mut matrices = BTreeMap::new();
+    for (&id, real) in folded {
+        let frac = frac(id).ok_or_else(|| too_large(id))?;
+        let in_frac = if id == WeightId::Tokens { 0 } else { spec.precision.hidden_frac };
+        matrices.insert(id, Arc::new(real.round(frac, in_frac).ok_or_else(|| too_large(id))?));
+    }
+    Ok(matrices)
 }
 
 fn too_large(id: WeightId) -> ModelError {
@@ -142,7 +176,7 @@ impl RealMatrix {
 
     /// Each output less the mean of all outputs.
     fn centred(mut self) -> Self {
-        for row in self.weight.chunks_mut(self.outputs).chain([&mut self.bias[..]]) {
+        for row in self.weight.chunks_mut(self.outputs).chain(self.bias.chunks_mut(self.outputs)) {
             let mean = row.iter().sum::<f64>() / row.len() as f64;
             row.iter_mut().for_each(|x| *x -= mean);
         }
@@ -187,17 +221,11 @@ impl RealMatrix {
 /// All linear maps of the graph in real numbers.
 pub(crate) fn fold(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
     let d = c.config.hidden;
-    let query_scale = std::f64::consts::LOG2_E / libm::sqrt((d / c.config.heads) as f64);
     let mut maps = BTreeMap::new();
     let mut before: Option<&Norm> = None;
     for (i, l) in c.layers.iter().enumerate() {
         let residual = |norm| RealMatrix::identity(d).after_norm(norm);
-        let project = |linear: &Linear| RealMatrix::new(linear).after_norm(before);
-        maps.insert(WeightId::Query(i), project(&l.query).scaled(query_scale));
-        maps.insert(WeightId::Key(i), project(&l.key));
-        maps.insert(WeightId::Value(i), project(&l.value));
-        let output = RealMatrix::new(&l.attention_output).stacked(residual(before)).centred();
-        maps.insert(WeightId::AttentionOutput(i), output);
+        maps.extend(fold_attention(c, i, before));
         let middle = Some(&l.attention_norm);
         maps.insert(WeightId::Up(i), RealMatrix::new(&l.up).after_norm(middle));
         maps.insert(WeightId::Down(i), RealMatrix::new(&l.down).stacked(residual(middle)).centred());
@@ -211,6 +239,105 @@ pub(crate) fn fold(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
         maps.insert(WeightId::Dense(0), RealMatrix::identity(d).after_norm(before));
     }
     maps
+}
+
+/// The maps of a layer's attention, whose input is a row before the gain and bias of `before`.
+fn fold_attention(c: &Checkpoint, i: usize, before: Option<&Norm>) -> Vec<(WeightId, RealMatrix)> {
+    let Some(l) = c.layers.get(i) else { return Vec::new() };
+    let d = c.config.hidden;
+    let query_scale = std::f64::consts::LOG2_E / libm::sqrt((d / c.config.heads) as f64);
+    let project = |linear: &Linear| RealMatrix::new(linear).after_norm(before);
+    let residual = RealMatrix::identity(d).after_norm(before);
+    vec![
+        (WeightId::Query(i), project(&l.query).scaled(query_scale)),
+        (WeightId::Key(i), project(&l.key)),
+        (WeightId::Value(i), project(&l.value)),
+        (WeightId::AttentionOutput(i), RealMatrix::new(&l.attention_output).stacked(residual).centred()),
+    ]
+}
+
+/// What a private lookup changes: the first layer's attention reads normalised rows, as all others do.
+fn fold_first(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
+    let norm = Norm { gain: c.embedding.gain.clone(), bias: c.embedding.bias.clone() };
+    fold_attention(c, 0, Some(&norm)).into_iter().collect()
+}
+
+/// The maps that a private lookup has in the place of their namesakes, and the tables of words and token types as the map of
+/// a one-hot row: centred, with the positions as the bias of each row.
+pub(crate) fn fold_lookup(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
+    let e = &c.embedding;
+    let rows = |table: &Table| -> Vec<f64> {
+        (0..table.rows()).flat_map(|i| table.row(i).unwrap_or_default()).map(f64::from).collect()
+    };
+    let weight = [rows(&e.word), rows(&e.token_type)].concat();
+    let (inputs, outputs) = (e.word.rows() + e.token_type.rows(), e.hidden());
+    let mut maps = fold_first(c);
+    maps.insert(WeightId::Tokens, RealMatrix { inputs, outputs, weight, bias: rows(&e.position) }.centred());
+    maps
+}
+
+/// Shapes, magnitudes and fraction bits of a private lookup, proven from the tables. `None` if weights are too large.
+pub(crate) fn lookup_spec(c: &Checkpoint, precision: &Precision) -> Option<LookupSpec> {
+    let e = &c.embedding;
+    let d = e.hidden();
+    let [word, position, kind] = [&e.word, &e.position, &e.token_type].map(Extremes::of);
+    let limit = (1u64 << WEIGHT_BITS) as f64 - 0.5;
+    let largest = word.largest().max(kind.largest());
+    let table_frac = (1..=precision.weight_frac).rev().find(|&f| largest * libm::exp2(f as f64) < limit)?;
+    // Each of the three is rounded once, by half a unit at most.
+    let slack = 1.5 * libm::exp2(-(table_frac as f64));
+    let sum = |j: usize| word.columns[j] + position.columns[j] + kind.columns[j];
+    let element = (0..d).map(sum).fold(0.0, f64::max) + slack;
+    let slack = slack * libm::sqrt(d as f64);
+    let row = word.longest + position.longest + kind.longest + slack;
+    let shortest = word.shortest - position.longest - kind.longest - slack;
+    let log2 = |x: f64| libm::ceil(libm::log2(x.max(libm::exp2(-20.0)))) as i32;
+    let least = least_squares(d);
+    let proven = if shortest > 0.0 { libm::floor(2.0 * libm::log2(shortest)) as i32 } else { least };
+    let first = fold_first(c);
+    let frac = |id| first.get(&id).and_then(|m| m.weight_frac(precision.weight_frac));
+    let qkv = [WeightId::Query(0), WeightId::Key(0), WeightId::Value(0)].map(frac);
+    Some(LookupSpec {
+        vocabulary: e.word.rows(),
+        types: e.token_type.rows(),
+        table_frac,
+        sum_log2: log2(element),
+        squares_log2: log2(row * row),
+        squares_min_log2: proven.max(least).min(log2(row * row) - 1),
+        qkv_weight_frac: qkv.into_iter().min().flatten()?,
+        attention_weight_frac: frac(WeightId::AttentionOutput(0))?,
+    })
+}
+
+/// Of a table's centred rows.
+struct Extremes {
+    /// Largest magnitude in every column.
+    columns: Vec<f64>,
+    /// Largest and smallest norm of a row.
+    longest: f64,
+    shortest: f64,
+}
+
+impl Extremes {
+    fn of(table: &Table) -> Self {
+        let mut found = Self { columns: vec![0.0; table.cols()], longest: 0.0, shortest: f64::INFINITY };
+        for row in (0..table.rows()).filter_map(|i| table.row(i)) {
+            let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / row.len() as f64;
+            let mut squares = 0.0;
+            for (column, x) in found.columns.iter_mut().zip(&row) {
+                let x = f64::from(*x) - mean;
+                *column = column.max(x.abs());
+                squares += x * x;
+            }
+            let norm = libm::sqrt(squares);
+            (found.longest, found.shortest) = (found.longest.max(norm), found.shortest.min(norm));
+        }
+        found
+    }
+
+    fn largest(&self) -> f64 {
+        self.columns.iter().copied().fold(0.0, f64::max)
+    }
 }
 
 /// The folded maps as they will be computed with: rounded, at the fraction bits that the model's numbers allow.
@@ -286,6 +413,7 @@ pub(crate) fn shapes(c: &Checkpoint, rounded: &Rounded, precision: &Precision) -
         pooling: c.pooling,
         dense,
         precision: precision.clone(),
+        lookup: lookup_spec(c, precision),
     }
 }
 

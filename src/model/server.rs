@@ -1,10 +1,14 @@
 //! The server's view of a model: the checkpoint, its numbers, and the integer weights.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use super::{
-    BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Encoded, Evaluator, Exact, Execution, Graph,
-    GraphOptions, Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds, execute_with,
+    BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Embedding, Encoded, Evaluator, Exact, Execution,
+    Graph, GraphOptions, Lookup, Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds,
+    execute_with,
     quantize::{self, Rounded},
 };
 
@@ -31,6 +35,8 @@ pub struct Model {
     checkpoint: Checkpoint,
     provenance: Provenance,
     weights: Arc<ServerWeights>,
+    /// With the embedding block's table, made when it is first asked for.
+    private: OnceLock<Arc<ServerWeights>>,
     client: ClientModel,
 }
 
@@ -76,10 +82,12 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if the calibration has other shapes than the checkpoint, or no graph.
     pub fn calibrated(checkpoint: Checkpoint, calibration: Calibration) -> Result<Self, ModelError> {
-        let spec = calibration.spec;
+        let mut spec = calibration.spec;
         spec.validate()?;
         let folded = quantize::fold(&checkpoint);
         let shapes = quantize::shapes(&checkpoint, &Rounded::new(&folded, &spec.precision)?, &spec.precision);
+        // Nothing in it is calibrated, and older files lack it.
+        spec.lookup.clone_from(&shapes.lookup);
         if !same_shapes(&shapes, &spec) {
             return Err(ModelError::Unsupported { what: "its shapes are not the checkpoint's".into() });
         }
@@ -119,9 +127,10 @@ impl Model {
             labels: checkpoint.labels.clone(),
             max_tokens: checkpoint.max_tokens,
             tokenizer: checkpoint.tokenizer.clone(),
-            embedding: checkpoint.embedding.clone(),
+            embedding: Embedding::Public(checkpoint.embedding.clone()),
         };
-        Ok(Self { checkpoint, provenance, weights: Arc::new(weights), client: ClientModel::new(manifest)? })
+        let client = ClientModel::new(manifest)?;
+        Ok(Self { checkpoint, provenance, weights: Arc::new(weights), private: OnceLock::new(), client })
     }
 
     /// The checkpoint in real numbers.
@@ -154,6 +163,29 @@ impl Model {
         &self.weights
     }
 
+    /// The integer matrices of graphs with this lookup.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`] if the embedding block does not fit the graph.
+    pub fn weights_for(&self, lookup: Lookup) -> Result<Arc<ServerWeights>, ModelError> {
+        match (lookup, self.private.get()) {
+            (Lookup::Public, _) => Ok(self.weights.clone()),
+            (Lookup::Private, Some(weights)) => Ok(weights.clone()),
+            (Lookup::Private, None) => {
+                let weights = self.weights.with_lookup(&quantize::fold_lookup(&self.checkpoint), self.spec())?;
+                Ok(self.private.get_or_init(|| Arc::new(weights)).clone())
+            }
+        }
+    }
+
+    /// What a client makes of the manifest without the embedding block.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the embedding block does not fit the graph.
+    pub fn private_client(&self) -> Result<ClientModel, ModelError> {
+        ClientModel::new(self.manifest().without_tables())
+    }
+
     /// What a client makes of the manifest.
     pub fn client(&self) -> &ClientModel {
         &self.client
@@ -172,9 +204,23 @@ impl Model {
     /// # Errors
     /// [`ModelError::Input`] if the text does not belong to this model, or with what the evaluator reports.
     pub fn oracle_with(&self, text: &Encoded, evaluator: &mut dyn Evaluator) -> Result<OracleRun, ModelError> {
-        let graph = self.client.graph(text.bucket)?;
-        let inputs = self.client.inputs(text)?;
-        let execution = execute_with(&graph, &self.weights, &inputs, evaluator)
+        self.oracle_for(text, &GraphOptions::default(), evaluator)
+    }
+
+    /// As [`Self::oracle_with`], of the graph with these options.
+    ///
+    /// # Errors
+    /// As [`Self::oracle_with`]; [`ModelError::Spec`] if there is no graph with these options.
+    pub fn oracle_for(
+        &self,
+        text: &Encoded,
+        options: &GraphOptions,
+        evaluator: &mut dyn Evaluator,
+    ) -> Result<OracleRun, ModelError> {
+        let graph = self.client.graph_with(text.bucket, options)?;
+        let inputs = self.client.inputs_for(text, options.lookup)?;
+        let weights = self.weights_for(options.lookup)?;
+        let execution = execute_with(&graph, &weights, &inputs, evaluator)
             .map_err(|e| ModelError::Input { reason: e.to_string() })?;
         let outputs = self.client.decode(text, &graph, execution.edge(graph.output))?;
         Ok(OracleRun { graph, execution, outputs })

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Lookup;
 use crate::arith::fixed::Activation;
 
 /// Why a numeric description cannot be built into a graph.
@@ -180,6 +181,28 @@ impl Default for Precision {
     }
 }
 
+/// The embedding block inside the graph ([`Lookup::Private`]): shapes, magnitudes, and the fraction bits of the first
+/// layer's weights, into which the embedding's LayerNorm is folded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupSpec {
+    /// Token ids.
+    pub vocabulary: usize,
+    /// Token types.
+    pub types: usize,
+    /// Fraction bits of the tables.
+    pub table_frac: u32,
+    /// Magnitude of the centred sum of word, type and position.
+    pub sum_log2: i32,
+    /// Magnitude of the sum of squares of one such row.
+    pub squares_log2: i32,
+    /// Lower bound of the same.
+    pub squares_min_log2: i32,
+    /// Fraction bits of the first layer's query, key and value weights.
+    pub qkv_weight_frac: u32,
+    /// Fraction bits of the first layer's attention output weights.
+    pub attention_weight_frac: u32,
+}
+
 /// The public numeric description of a BERT encoder with a head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelSpec {
@@ -201,9 +224,21 @@ pub struct ModelSpec {
     pub dense: Vec<DenseSpec>,
     /// Fraction bits and tables.
     pub precision: Precision,
+    /// The embedding block, if the graph can have it.
+    #[serde(default)]
+    pub lookup: Option<LookupSpec>,
 }
 
 impl ModelSpec {
+    /// Fraction bits of a layer's query, key and value weights and of its attention output's.
+    pub fn layer_weight_fracs(&self, layer: usize, lookup: Lookup) -> (u32, u32) {
+        match (&self.lookup, self.layers.get(layer)) {
+            (Some(l), _) if layer == 0 && lookup == Lookup::Private => (l.qkv_weight_frac, l.attention_weight_frac),
+            (_, Some(l)) => (l.qkv_weight_frac, l.attention_weight_frac),
+            (_, None) => (1, 1),
+        }
+    }
+
     /// Checks every number against what the engine supports, so that a description from outside can be built into a
     /// graph without overflow or unbounded memory.
     pub fn validate(&self) -> Result<(), SpecError> {
@@ -241,6 +276,16 @@ impl ModelSpec {
             check("dense features", dense.features as i64, 1, 65536, "1 to 65536")?;
             frac("dense weight_frac", dense.weight_frac)?;
             magnitude("dense out_log2", dense.out_log2)?;
+        }
+        if let Some(l) = &self.lookup {
+            check("vocabulary", l.vocabulary as i64, 1, 1 << 20, "1 to 1048576")?;
+            check("token types", l.types as i64, 1, 16, "1 to 16")?;
+            magnitude("lookup sum_log2", l.sum_log2)?;
+            magnitude("lookup squares_log2", l.squares_log2)?;
+            check("lookup squares_min_log2", l.squares_min_log2 as i64, -60, 40, "-60 to 40")?;
+            frac("lookup table_frac", l.table_frac)?;
+            frac("lookup qkv_weight_frac", l.qkv_weight_frac)?;
+            frac("lookup attention_weight_frac", l.attention_weight_frac)?;
         }
         let p = &self.precision;
         frac("hidden_frac", p.hidden_frac)?;
