@@ -43,7 +43,7 @@ pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
 pub use plan::{CotDemand, GarbledPlan, HeTurn, OtPlan, Plan, ProductPlan, SharedPlan};
 pub use settings::{LayerKind, Layout, LinearMode, Method, Methods, OtMethod, PackingKind, ProductMode, Settings};
-pub use shares::{SecretVec, ShareBoard, row_sums};
+pub use shares::{SecretVec, ShareBoard, row_sums, shifted};
 pub use weights::OnlineWeights;
 
 use crate::{

@@ -66,6 +66,12 @@ pub fn uniform(ring: ShareModulus, count: usize, rng: &mut SecureRng) -> Vec<u64
     out
 }
 
+/// Every element times `2^bits`.
+pub fn shifted(values: &[u64], bits: u32, ring: ShareModulus) -> Vec<u64> {
+    let factor = ring.reduce(1 << bits.min(63));
+    values.iter().map(|&x| ring.mul(x, factor)).collect()
+}
+
 /// The sum of each row.
 pub fn row_sums(values: &[u64], cols: usize, ring: ShareModulus) -> Vec<u64> {
     values.chunks_exact(cols).map(|row| ring.reduce(row.iter().fold(0, |s, &x| s.wrapping_add(x)))).collect()
@@ -120,16 +126,20 @@ impl ShareBoard {
         self.follow(graph);
     }
 
-    /// Row sums of known rows.
+    /// What each party computes alone from known shares, without weights: row sums, products with powers of two.
     fn follow(&self, graph: &Graph) {
         let mut state = self.lock();
         for node in &graph.nodes {
-            if let Op::RowSum { input } = node.op
-                && state.shares[node.output.0].is_none()
-                && let Some(rows) = state.shares[input.0].clone()
+            let (Op::RowSum { input } | Op::ShiftLeft { input, .. }) = node.op else { continue };
+            if state.shares[node.output.0].is_none()
+                && let Some(values) = state.shares[input.0].clone()
             {
                 let edge = graph.edge(input);
-                state.shares[node.output.0] = Some(Arc::new(SecretVec(row_sums(&rows, edge.cols, edge.ring))));
+                let share = match node.op {
+                    Op::ShiftLeft { bits, .. } => shifted(&values, bits, edge.ring),
+                    _ => row_sums(&values, edge.cols, edge.ring),
+                };
+                state.shares[node.output.0] = Some(Arc::new(SecretVec(share)));
             }
         }
         state.version += 1;

@@ -53,8 +53,13 @@ impl OnlineWeights {
     pub(super) fn linear(&self, graph: &Graph, node: NodeId, parts: &[(EdgeId, &[u64])]) -> Result<Vec<u64>> {
         let view = linear_weights(&self.weights, graph, node)?;
         let edge = graph.edge(graph.node(node).output);
+        let Op::Linear { bias_shift, .. } = graph.node(node).op else {
+            return Err(ProtocolError::Mismatch { detail: format!("{} is not linear", graph.node(node).name) });
+        };
+        let scale = edge.ring.reduce(1 << bias_shift.min(63));
+        let bias = |i| view.bias_row(i).unwrap_or_default().iter();
         let mut sum: Vec<u64> =
-            (0..edge.rows).flat_map(|_| view.bias.iter().map(|&b| edge.ring.from_signed(b))).collect();
+            (0..edge.rows).flat_map(bias).map(|&b| edge.ring.mul(edge.ring.from_signed(b), scale)).collect();
         let mut row = 0;
         for &(id, x) in parts {
             let inner = graph.edge(id).cols;
@@ -119,10 +124,14 @@ pub(super) fn linear_weights<'a>(weights: &'a ServerWeights, graph: &Graph, node
     let view = weights.get(*id).ok_or_else(|| ProtocolError::Missing { what: format!("the weights {id:?}") })?;
     let rows: usize = inputs.iter().map(|&e| graph.edge(e).cols).sum();
     let cols = graph.edge(graph.node(node).output).cols;
-    if (view.inputs, view.outputs) != (rows, cols) || view.weights.len() != rows * cols || view.bias.len() != cols {
+    if (view.inputs, view.outputs) != (rows, cols) || view.weights.len() != rows * cols {
         return Err(ProtocolError::Mismatch {
             detail: format!("{id:?} is {} x {}, the graph wants {rows} x {cols}", view.inputs, view.outputs),
         });
+    }
+    let out = graph.edge(graph.node(node).output);
+    if view.bias_row(out.rows.saturating_sub(1)).is_none() {
+        return Err(ProtocolError::Mismatch { detail: format!("{id:?} has no bias for {} rows", out.rows) });
     }
     Ok(view)
 }

@@ -26,7 +26,7 @@ use crate::{
         CotPools, Evaluator, Machine, Message, OnlineWeights, OtPlan, OtServer, Plan, ProtocolError, Result, SecretVec,
         ServerCorrelation, SharedPlan, Turn, WorkSpan, gate_key,
         operands::{Operand, Operands},
-        pack_ring, row_sums, unpack_ring,
+        pack_ring, row_sums, shifted, unpack_ring,
     },
 };
 
@@ -141,6 +141,7 @@ impl OnlineServer {
                     let edge = plan.graph.edge(*input);
                     row_sums(self.share(*input)?, edge.cols, edge.ring)
                 }
+                Op::ShiftLeft { input, bits } => shifted(self.share(*input)?, *bits, out.ring),
                 Op::Linear { .. } => {
                     // `c = R W - Z` is reduced by the client to the narrower ring of the output; so is this side.
                     let mask = self.correlation.take_linear(id)?;
