@@ -417,7 +417,10 @@ mod tests {
     use super::*;
     use crate::{
         arith::fixed::Activation,
-        model::{DenseActivation, DenseSpec, GraphOptions, LayerSpec, ModelSpec, Pooling},
+        model::{
+            Boundary, DenseActivation, DenseSpec, GraphOptions, LayerSpec, Lookup, LookupSpec, MergeSet, ModelSpec,
+            Pooling, Rings,
+        },
     };
 
     fn spec(pooling: Pooling, magnitude: i32) -> ModelSpec {
@@ -471,13 +474,15 @@ mod tests {
             let k: usize = inputs.iter().map(|&e| graph.edge(e).cols).sum();
             let n = graph.edge(node.output).cols;
             let w = numbers(k * n, 3000, id.0 as u64).into_iter().map(|w| w as i32).collect();
-            let bias = numbers(n, 1 << 20, id.0 as u64 + 99);
+            let rows = if *weights == WeightId::Tokens { graph.tokens } else { 1 };
+            let bias = numbers(n * rows, 1 << if rows > 1 { 10 } else { 20 }, id.0 as u64 + 99);
             matrices.insert(*weights, WeightMatrix { inputs: k, outputs: n, frac: 10, weights: w, bias });
         }
         ServerWeights::from_matrices(matrices)
     }
 
     fn inputs(graph: &Graph, limit: i64) -> Inputs {
+        let limit = if graph.options.lookup == Lookup::Private { 2 } else { limit };
         let pool = graph.pool.map(|e| numbers(graph.edge(e).len(), 1 << 14, 5));
         Inputs { embedding: numbers(graph.edge(graph.embedding).len(), limit, 4), pool, len: 5 }
     }
@@ -556,18 +561,49 @@ mod tests {
         v
     }
 
+    fn check_definition(graph: &Graph) {
+        let weights = weights(graph);
+        let inputs = inputs(graph, 1 << 12);
+        let run = execute(graph, &weights, &inputs).unwrap();
+        assert_eq!(run.overflow_count(), 0, "{:?}", run.overflows);
+        let expected = by_definition(graph, &weights, &inputs);
+        for (i, edge) in graph.edges.iter().enumerate() {
+            assert_eq!(run.values[i], expected[i], "{}", edge.name);
+            assert_eq!(run.values[i].len(), edge.len());
+        }
+    }
+
     #[test]
     fn every_edge_is_what_the_definition_says() {
         for pooling in [Pooling::First, Pooling::Mean, Pooling::Tokens] {
-            let graph = Graph::build(&spec(pooling, 7), 8, &GraphOptions::default()).unwrap();
-            let weights = weights(&graph);
-            let inputs = inputs(&graph, 1 << 12);
-            let run = execute(&graph, &weights, &inputs).unwrap();
-            assert_eq!(run.overflow_count(), 0, "{:?}", run.overflows);
-            let expected = by_definition(&graph, &weights, &inputs);
-            for (i, edge) in graph.edges.iter().enumerate() {
-                assert_eq!(run.values[i], expected[i], "{}", edge.name);
-                assert_eq!(run.values[i].len(), edge.len());
+            check_definition(&Graph::build(&spec(pooling, 7), 8, &GraphOptions::default()).unwrap());
+        }
+    }
+
+    #[test]
+    fn options_keep_the_definition() {
+        let mut spec = spec(Pooling::Mean, 7);
+        spec.dense.insert(1, spec.dense[1].clone());
+        spec.lookup = Some(LookupSpec {
+            vocabulary: 9,
+            types: 2,
+            table_frac: 9,
+            sum_log2: 7,
+            squares_log2: 14,
+            squares_min_log2: -6,
+            qkv_weight_frac: 9,
+            attention_weight_frac: 10,
+        });
+        for rings in [Rings::Pow2, Rings::Prime] {
+            for lookup in [Lookup::Public, Lookup::Private] {
+                let mut merges = vec![Graph::largest_merge(&spec, 8, rings, lookup).unwrap()];
+                merges.extend(Boundary::ALL.map(|b| MergeSet::NONE.with(b)));
+                let graphs = merges
+                    .into_iter()
+                    .filter_map(|merge| Graph::build(&spec, 8, &GraphOptions { merge, rings, lookup }).ok());
+                let graphs: Vec<Graph> = graphs.collect();
+                assert!(graphs.len() >= if rings == Rings::Pow2 { 9 } else { 5 }, "{}", graphs.len());
+                graphs.iter().for_each(check_definition);
             }
         }
     }
