@@ -328,11 +328,13 @@ mod slots {
     fn every_width_of_prime() {
         let mut parties = Parties::new(MATMUL_8192);
         let params = parties.params();
-        for bits in [31, 34, 38] {
+        for (bits, digits) in [(31, 1), (34, 1), (38, 1), (45, 2), (52, 2), (58, 3)] {
             let t = prime(bits);
             let uniform = MatmulSpec { operand: OperandBound::Uniform, ..spec(t, 1024, &[8], 8, 0) };
             for method in METHODS {
-                parties.check(&SlotPacking::new(&params, method, &uniform).unwrap());
+                let packing = SlotPacking::new(&params, method, &uniform).unwrap();
+                assert_eq!(packing.digits(), digits, "{bits}");
+                parties.check(&packing);
             }
         }
     }
@@ -368,11 +370,12 @@ mod slots {
         assert!(
             plan(&params, &good).is_ok() && plan(&params, &MatmulSpec { inner: vec![3072], ..good.clone() }).is_ok()
         );
-        // A ring over 38 bits, of another dimension, a power of two.
-        for t in [prime(42), ShareModulus::slots(33, 16).unwrap(), pow2(33)] {
+        // A ring of another dimension, a power of two.
+        for t in [ShareModulus::slots(33, 16).unwrap(), pow2(33)] {
             assert!(plan(&params, &MatmulSpec { t, ..good.clone() }).is_err(), "{t:?}");
         }
-        let e = plan(&params, &MatmulSpec { t: prime(42), ..good.clone() }).err().unwrap();
+        // More terms than any number of digits carries in so wide a ring.
+        let e = plan(&params, &MatmulSpec { t: prime(62), inner: vec![1 << 22], ..good.clone() }).err().unwrap();
         assert!(matches!(e, HeError::Width { .. }), "{e}");
         assert!(plan(&column, &good).is_err(), "no special prime");
         for bad in [

@@ -24,7 +24,8 @@ use crate::{
     },
 };
 
-/// An encrypted input on the device, `[groups][blocks]` ciphertexts in both domains.
+/// An encrypted input on the device, `[groups][digits][blocks]` ciphertexts in both domains; `blocks` here are those of all
+/// digits.
 #[derive(Clone)]
 pub(in crate::packing) struct SlotInput {
     groups: usize,
@@ -188,6 +189,8 @@ impl Multiplication {
         values.par_chunks_mut(n).zip(&wanted).for_each_init(
             || Zeroizing::new(vec![0u64; n]),
             |buffer, (values, &(output, giant, (input, block), baby))| {
+                let own = layout.blocks(packing.spec.inner[input]);
+                let (digit, block) = (block / own, block % own);
                 let diagonal = Diagonal {
                     layout,
                     weights: &self.weights.matrices[input],
@@ -196,7 +199,10 @@ impl Multiplication {
                     turns: (turns.babies[baby], turns.giants[giant]),
                 };
                 packing.encoder.interpolate(buffer, |slot| diagonal.value(slot));
-                values.iter_mut().zip(buffer.iter()).for_each(|(out, &c)| *out = t.to_signed(c));
+                values
+                    .iter_mut()
+                    .zip(buffer.iter())
+                    .for_each(|(out, &c)| *out = packing.digits.of(t.to_signed(c), digit));
             },
         );
         self.server.transform_plaintexts(ctx.params().limbs(), &values)
@@ -287,6 +293,11 @@ impl SlotPacking {
         self.input.decode(&self.encoder, self.spec.rows, self.spec.cols, coefficients)
     }
 
+    /// Ciphertexts of `inner` features of a group, those of all digits.
+    fn blocks(&self, inner: usize) -> usize {
+        self.digits.count * self.input.blocks(inner)
+    }
+
     /// All coefficients of every response ciphertext: a slot depends on each.
     fn positions(&self) -> Vec<Vec<u32>> {
         vec![(0..self.input.n as u32).collect(); self.counts.ciphertexts_down as usize]
@@ -327,8 +338,7 @@ impl Packing for SlotPacking {
     }
 
     fn input_ciphertexts(&self, index: usize) -> usize {
-        let blocks = self.spec.inner.get(index).map_or(0, |&inner| self.input.blocks(inner));
-        self.input.groups(self.spec.rows) * blocks
+        self.spec.inner.get(index).map_or(0, |&inner| self.input.groups(self.spec.rows) * self.blocks(inner))
     }
 
     fn kept_coefficients(&self) -> usize {
@@ -348,13 +358,21 @@ impl Packing for SlotPacking {
             return Err(HeError::shape("encrypt", format!("{} elements where {rows} x {inner} are needed", x.len())));
         }
         let reduced: Zeroizing<Vec<u64>> = Zeroizing::new(x.iter().map(|&x| t.reduce(x)).collect());
-        client.encrypt(t, &self.input.encode(&self.encoder, rows, inner, &reduced)?, rng)
+        let encoded = self.input.encode(&self.encoder, rows, inner, &reduced)?;
+        let mut plaintexts = Zeroizing::new(Vec::with_capacity(self.digits.count * encoded.len()));
+        for group in encoded.chunks(self.input.blocks(inner) * self.input.n) {
+            for digit in 0..self.digits.count as u32 {
+                let factor = t.reduce(1 << (digit * self.digits.bits));
+                plaintexts.extend(group.iter().map(|&c| t.mul(c, factor)));
+            }
+        }
+        client.encrypt(t, &plaintexts, rng)
     }
 
     fn load_input(&self, server: &HeServer, index: usize, input: Arc<SeededCiphertexts>) -> Result<LoadedInput> {
         let (ctx, inner) = (server.context(), self.inner(index)?);
         self.check_ring(ctx.params().n())?;
-        let (groups, blocks) = (self.input.groups(self.spec.rows), self.input.blocks(inner));
+        let (groups, blocks) = (self.input.groups(self.spec.rows), self.blocks(inner));
         if input.len() != groups * blocks {
             return Err(HeError::shape(
                 "multiply",
@@ -396,7 +414,7 @@ impl Packing for SlotPacking {
             && inputs
                 .iter()
                 .zip(&self.spec.inner)
-                .all(|(x, &inner)| x.groups == groups && x.blocks == self.input.blocks(inner))
+                .all(|(x, &inner)| x.groups == groups && x.blocks == self.blocks(inner))
             && weights.matrices.len() == inputs.len()
             && weights.matrices.iter().zip(&self.spec.inner).all(|(w, &inner)| w.len() == inner * self.spec.cols);
         if !fits {

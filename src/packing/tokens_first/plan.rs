@@ -25,6 +25,9 @@ pub enum SlotMethod {
     FeaturesFirst,
 }
 
+/// Most digits of a plaintext.
+const MAX_DIGITS: usize = 3;
+
 /// A planned product in slots. Both parties derive it from public numbers.
 #[derive(Clone)]
 pub struct SlotPacking {
@@ -33,6 +36,7 @@ pub struct SlotPacking {
     pub(super) input: SlotLayout,
     pub(super) turns: Arc<Turns>,
     pub(super) encoder: Arc<SlotEncoder>,
+    pub(super) digits: Digits,
     pub(super) response: ResponsePlan,
     pub(super) counts: Counts,
 }
@@ -85,29 +89,42 @@ impl SlotPacking {
             SlotMethod::FeaturesFirst => SlotLayout::features_first(n, widest.max(cols)),
             _ => SlotLayout::tokens_first(n, rows),
         };
-        let shape = Shape {
-            groups: layout.groups(rows),
-            inputs: inner.iter().map(|&inner| layout.blocks(inner)).sum(),
-            outputs: layout.blocks(cols),
+        let planned = |digits: Digits| {
+            let blocks: usize = inner.iter().map(|&inner| layout.blocks(inner)).sum();
+            let shape =
+                Shape { groups: layout.groups(rows), inputs: digits.count * blocks, outputs: layout.blocks(cols) };
+            let turns = match method {
+                SlotMethod::TokensFirstPlain => Turns::plain(n, layout.tokens),
+                SlotMethod::TokensFirst => best_split(&layout, &shape),
+                SlotMethod::FeaturesFirst => Turns::differences(n, widest, cols),
+            };
+            let response = params.check(t, &noise(params, digits.largest(t), &shape, &turns))?;
+            let mut plan = Self {
+                method,
+                spec: spec.clone(),
+                input: layout,
+                turns: Arc::new(turns),
+                encoder: encoder.clone(),
+                digits,
+                response,
+                counts: Counts::default(),
+            };
+            plan.counts =
+                plan.count(params, &shape).ok_or_else(|| HeError::shape("packing", "the product is too large"))?;
+            Ok(plan)
         };
-        let turns = match method {
-            SlotMethod::TokensFirstPlain => Turns::plain(n, layout.tokens),
-            SlotMethod::TokensFirst => best_split(&layout, &shape),
-            SlotMethod::FeaturesFirst => Turns::differences(n, widest, cols),
-        };
-        let response = params.check(t, &noise(params, t, &shape, &turns))?;
-        let mut plan = Self {
-            method,
-            spec: spec.clone(),
-            input: layout,
-            turns: Arc::new(turns),
-            encoder,
-            response,
-            counts: Counts::default(),
-        };
-        plan.counts =
-            plan.count(params, &shape).ok_or_else(|| HeError::shape("packing", "the product is too large"))?;
-        Ok(plan)
+        for count in 1..MAX_DIGITS {
+            match planned(Digits::new(t, count)) {
+                Err(HeError::Width { .. }) => {}
+                other => return other,
+            }
+        }
+        planned(Digits::new(t, MAX_DIGITS))
+    }
+
+    /// Digits of the plaintexts, each with a ciphertext of its own for every input block: several where the ring is too wide for one.
+    pub fn digits(&self) -> usize {
+        self.digits.count
     }
 
     /// How the product is computed.
@@ -151,7 +168,9 @@ impl SlotPacking {
             self.turns.hoists.iter().map(|hoist| (limbs + 2 * hoist.turns.len() as u64) * (limbs + 1)).sum();
         let giant = if giants > 1 { 2 * limbs * giants + (limbs + 2) * (limbs + 1) * (giants - 1) } else { 0 };
         let input = 2 * limbs + hoisted + 2 * limbs * (babies - 1);
-        let bytes = |&inner: &usize| SeededCiphertexts::byte_len(params, shape.groups * self.input.blocks(inner));
+        let bytes = |&inner: &usize| {
+            SeededCiphertexts::byte_len(params, shape.groups * self.digits.count * self.input.blocks(inner))
+        };
         Some(Counts {
             products: groups * plaintexts,
             scalar_products: 0,
@@ -164,6 +183,46 @@ impl SlotPacking {
             bytes_up: self.spec.inner.iter().map(bytes).try_fold(0, |sum, x| Some(sum + x? as u64))?,
             bytes_down: Response::byte_len(params, &self.response, down as usize, down as usize * params.n())? as u64,
         })
+    }
+}
+
+/// How the coefficients of a plaintext are cut: `c = sum_j 2^(j bits) c_j`, all `c_j` but the last below `2^(bits - 1)` in
+/// magnitude. Slots full of small numbers are coefficients anywhere in the ring, so that the noise of a product is that of a
+/// uniform operand; digit `j` meets an encryption of the input times `2^(j bits)`, and the noise is that of a digit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Digits {
+    pub count: usize,
+    /// Bits of a digit.
+    pub bits: u32,
+}
+
+impl Digits {
+    fn new(t: ShareModulus, count: usize) -> Self {
+        Self { count, bits: t.bits().div_ceil(count as u32) }
+    }
+
+    /// Digit `j` of a signed coefficient.
+    #[inline]
+    pub fn of(&self, c: i64, j: usize) -> i64 {
+        let mut rest = c;
+        for _ in 0..j {
+            rest = (rest - self.low(rest)) >> self.bits;
+        }
+        if j + 1 == self.count { rest } else { self.low(rest) }
+    }
+
+    fn low(&self, c: i64) -> i64 {
+        let shift = 64 - self.bits;
+        c << shift >> shift
+    }
+
+    /// A bound on the digits of coefficients modulo `t`.
+    fn largest(&self, t: ShareModulus) -> f64 {
+        match self.count {
+            1 => (t.largest() / 2) as f64,
+            // The last one gets the carry.
+            _ => 2f64.powi(self.bits as i32 - 1) + 1.0,
+        }
     }
 }
 
@@ -190,12 +249,12 @@ fn best_split(layout: &SlotLayout, shape: &Shape) -> Turns {
 
 /// Noise of an output ciphertext.
 ///
-/// Every turned input meets a plaintext of N coefficients up to `t/2`. What comes from one ciphertext's own error, or from one
+/// Every turned input meets a plaintext of N coefficients up to `half`. What comes from one ciphertext's own error, or from one
 /// switching key, is added linearly over all places where it occurs, because it is the same error; errors of different
 /// ciphertexts and of different keys are independent. Coefficients of a plaintext are taken for unrelated to the digits that
 /// the key switches make, as they are for any matrix that was not made from the client's public seeds.
-fn noise(params: &ParameterSet, t: ShareModulus, shape: &Shape, turns: &Turns) -> NoiseBound {
-    let (n, half) = (params.n() as f64, (t.largest() / 2) as f64);
+fn noise(params: &ParameterSet, half: f64, shape: &Shape, turns: &Turns) -> NoiseBound {
+    let n = params.n() as f64;
     let (inputs, giants) = (shape.inputs as f64, turns.giants.len() as f64);
     let fresh = NoiseBound::fresh().weighted_sum(inputs * n, half * turns.count() as f64);
     let switch = NoiseBound::key_switch(params);
