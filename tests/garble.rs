@@ -408,6 +408,7 @@ fn shares_modulo_a_prime() {
     }
     let t = ShareModulus::prime((1 << 38) - 45).unwrap();
     assert_eq!(Gadget::truncate(t, 12, ring(32)).unwrap().circuit().and_count(), 2 * 38 - 1);
+    assert_eq!(Gadget::truncate(t, 0, ring(32)).unwrap().circuit().and_count(), 38);
 }
 
 /// Every function between rings of both kinds, in the clear and garbled.

@@ -5,9 +5,13 @@
 
 use std::path::{Path, PathBuf};
 
-use heliostat::model::{
-    Calibration, Calibrator, Checkpoint, ClientModel, HEADROOM_BITS, Model, ModelError, Precision, Prediction,
-    Provenance, random_samples,
+use heliostat::{
+    arith::ShareModulus,
+    model::{
+        Calibration, Calibrator, Checkpoint, ClientModel, Edge, Encoded, Exact, Graph, GraphOptions, HEADROOM_BITS,
+        Lookup, MergeSet, Model, ModelError, PRIME_RING_AIM, Precision, Prediction, Provenance, Rings, WeightId,
+        random_samples,
+    },
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -105,6 +109,112 @@ fn sentences(count: usize) -> Option<Vec<String>> {
     let path = folder("HELIOSTAT_DATA", "../shared/data")?.join("sst2/dev-visible.tsv");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Some(text.lines().skip(1).take(count).map(|l| l.split('\t').next().unwrap_or_default().to_string()).collect())
+}
+
+/// Every kind of graph of a bucket: rings, lookups, and of merged boundaries none, each alone, all that fit.
+fn options(model: &Model, tokens: usize) -> Vec<GraphOptions> {
+    let mut all = Vec::new();
+    for (rings, lookup) in [
+        (Rings::Pow2, Lookup::Public),
+        (Rings::Pow2, Lookup::Private),
+        (Rings::Prime, Lookup::Public),
+        (Rings::Prime, Lookup::Private),
+    ] {
+        let options = |merge| GraphOptions { merge, rings, lookup };
+        all.push(options(MergeSet::NONE));
+        let alone = Graph::merge_candidates(model.spec(), tokens, &options(MergeSet::NONE));
+        all.extend(alone.iter().map(|(_, g)| g.options));
+        all.push(options(Graph::largest_merge(model.spec(), tokens, rings, lookup).unwrap()));
+    }
+    all
+}
+
+/// Outputs within `tolerance` of the float model's, whatever the options; fewer roundings do not make them worse.
+fn options_agree(model: &Model, texts: &[String], tolerance: f64) {
+    let encode = |text: &String| model.client().encode(text, None, 32).unwrap();
+    let floats: Vec<_> = texts.iter().map(|t| model.float(&encode(t)).unwrap().rows[0].clone()).collect();
+    let mut unmerged = 0.0;
+    for options in options(model, 32) {
+        let mut sum = 0.0;
+        for (text, float) in texts.iter().zip(&floats) {
+            let text = encode(text);
+            let run = model.oracle_for(&text, &options, &mut Exact).unwrap();
+            assert_eq!(run.execution.overflow_count(), 0, "{options:?}");
+            for (a, b) in run.outputs.rows[0].iter().zip(float) {
+                assert!((a - b).abs() < tolerance, "{options:?}: {a} {b}");
+                sum += (a - b).abs();
+            }
+        }
+        if options == GraphOptions::default() {
+            unmerged = sum;
+        }
+        assert!(sum < 1.5 * unmerged, "{options:?}: {sum} where the default has {unmerged}");
+    }
+}
+
+#[test]
+fn graphs_of_all_options_agree_with_the_float_model() {
+    let Some(texts) = sentences(24) else { return };
+    options_agree(&Model::load(&shipped()).unwrap(), &texts, 0.05);
+    let Some(dir) = model_folder("all-minilm-l6-v2") else { return };
+    options_agree(&Model::load(&dir).unwrap(), &texts[..2], 0.01);
+}
+
+#[test]
+fn prime_rings_fit_slots_without_digits() {
+    let mut models = vec![shipped()];
+    models.extend(["minilm-sst2", "all-minilm-l6-v2"].into_iter().filter_map(model_folder));
+    for dir in models {
+        let model = Model::load(&dir).unwrap();
+        for tokens in [8, 32, 128, 512].into_iter().filter(|&n| n <= model.manifest().positions()) {
+            let graph =
+                model.client().graph_with(tokens, &GraphOptions { rings: Rings::Prime, ..Default::default() }).unwrap();
+            let prime = |e: &&Edge| matches!(e.ring, ShareModulus::Prime(_));
+            let widest = graph.edges.iter().filter(prime).max_by_key(|e| e.ring.bits()).unwrap();
+            assert!(widest.ring.bits() <= PRIME_RING_AIM, "{dir:?}, {tokens}: {widest:?}");
+            assert!(graph.edges.iter().filter(prime).all(|e| e.ring.largest() % 32768 == 0));
+        }
+    }
+}
+
+#[test]
+fn a_manifest_without_tables_is_enough_for_a_private_lookup() {
+    let model = worst_case(&shipped());
+    let block = model.manifest().embedding.block().unwrap().clone();
+    let public = model.manifest().to_bytes().unwrap();
+    let client = model.private_client().unwrap();
+    let bytes = client.manifest().to_bytes().unwrap();
+    assert!(bytes.len() + block.word.bytes().len() + block.position.bytes().len() < public.len());
+    let row = &block.word.bytes()[1000 * 128 * block.word.dtype().size()..][..64];
+    assert!(public.windows(64).any(|w| w == row) && !bytes.windows(64).any(|w| w == row));
+
+    let client = ClientModel::from_manifest(&bytes).unwrap();
+    assert_eq!(client.digest(), model.private_client().unwrap().digest());
+    assert_ne!(client.digest(), model.client().digest());
+    let text = client.encode("a fine film", None, 32).unwrap();
+    let graph = client.graph(text.bucket).unwrap();
+    let options = GraphOptions { lookup: Lookup::Private, ..Default::default() };
+    let run = model.oracle_for(&text, &options, &mut Exact).unwrap();
+    assert_eq!(run.graph, graph);
+    let inputs = client.inputs(&text).unwrap();
+    assert_eq!(inputs, model.client().inputs_for(&text, Lookup::Private).unwrap());
+    assert_eq!(inputs.embedding.iter().sum::<i64>(), 2 * text.bucket as i64);
+    assert_eq!(run.execution.edge(graph.embedding), inputs.embedding);
+    assert!(matches!(client.inputs_for(&text, Lookup::Public), Err(ModelError::Input { .. })));
+    assert!(model.weights().get(WeightId::Tokens).is_none());
+    assert!(model.weights_for(Lookup::Private).unwrap().get(WeightId::Tokens).is_some());
+    // Pairs have types of their own.
+    let pair = client.encode("a fine film", Some("it is"), 32).unwrap();
+    let run = model.oracle_for(&pair, &options, &mut Exact).unwrap();
+    assert_eq!(run.execution.overflow_count(), 0);
+    let float = model.float(&pair).unwrap();
+    assert!(run.outputs.rows[0].iter().zip(&float.rows[0]).all(|(a, b)| (a - b).abs() < 0.1));
+    // Tokens outside the tables, and a manifest whose shape is not the description's.
+    let wrong = Encoded { ids: vec![30522], types: vec![0], tokens: vec![String::new()], bucket: 8, truncated: false };
+    assert!(matches!(client.inputs(&wrong), Err(ModelError::Input { .. })));
+    let mut other = client.manifest().clone();
+    other.spec.lookup = None;
+    assert!(ClientModel::from_manifest(&other.to_bytes().unwrap()).is_err());
 }
 
 /// Share of equal labels, or mean cosine, of oracle and float model.

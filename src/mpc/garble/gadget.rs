@@ -74,11 +74,14 @@ pub struct Gadget {
 impl Gadget {
     /// [`crate::arith::fixed::round_shift`], elementwise; `shift` is below the input ring's bits.
     ///
-    /// `ring_in - 1` ANDs to add the shares.
+    /// `ring_in - 1` ANDs to add the shares; modulo a prime of `k` bits `2 k - 1`, or `k` where nothing is dropped.
     ///
     /// # Errors
     /// If a ring or the shift is out of range.
     pub fn truncate(ring_in: ShareModulus, shift: u32, ring_out: ShareModulus) -> Result<Self, GadgetError> {
+        if shift == 0 && matches!(ring_in, ShareModulus::Prime(_)) {
+            return Self::from_prime(ring_in, ring_out);
+        }
         let mut io = Io::new(ring_in, ring_out, 1)?;
         io.check_shift(Some(shift))?;
         let x = io.recombine(0, shift);

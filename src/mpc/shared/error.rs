@@ -10,8 +10,8 @@ use crate::mpc::ot::OtError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SharedError {
-    /// The shares' ring is not one that this crate can compute in.
-    #[error("{0:?} is not a ring of shares: use 2^1 to 2^64")]
+    /// The shares' ring is not one that functions of shares are computed in.
+    #[error("{0:?} is not a ring for computing on shares: use 2^1 to 2^64, or garbled circuits")]
     Modulus(ShareModulus),
     /// An operand does not have the size that the shape says.
     #[error("{what}: {expected} elements are needed, not {found}")]

@@ -95,7 +95,7 @@ impl SharedFunction {
         kind: impl FnOnce(u32, u32) -> Result<Kind, SharedError>,
     ) -> Result<Self, SharedError> {
         for modulus in [input, output] {
-            if !modulus.is_valid() {
+            if !modulus.is_valid() || matches!(modulus, ShareModulus::Prime(_)) {
                 return Err(SharedError::Modulus(modulus));
             }
         }

@@ -36,9 +36,9 @@ impl ProductShape {
     /// A shape that can be computed.
     ///
     /// # Errors
-    /// If the modulus is invalid or the sizes overflow.
+    /// If the modulus is no power of two or the sizes overflow.
     pub fn new(rows: usize, width: usize, modulus: ShareModulus) -> Result<Self, SharedError> {
-        if !modulus.is_valid() {
+        if !modulus.is_valid() || matches!(modulus, ShareModulus::Prime(_)) {
             return Err(SharedError::Modulus(modulus));
         }
         let l = modulus.bits() as usize;

@@ -67,6 +67,11 @@ fn wrong_uses_are_refused() {
     let f = SharedFunction::truncate(12, ring(32), ring(32)).unwrap();
     assert!(SharedFunction::truncate(31, ring(32), ring(32)).is_err());
     assert!(SharedFunction::truncate(1, ShareModulus::PowerOfTwo(65), ring(32)).is_err());
+    let prime = ShareModulus::slots(34, 8192).unwrap();
+    for (from, to) in [(prime, ring(32)), (ring(32), prime)] {
+        let refused = SharedFunction::truncate(12, from, to).err().map(|e| e.to_string());
+        assert!(refused.is_some_and(|e| e.contains("garbled circuits")));
+    }
     let cots = f.cots(8).unwrap();
     let (a, b, _) = parties(cots, 1);
     assert!(matches!(f.client(a, vec![0; 8], vec![0; 7]), Err(SharedError::Length { .. })));
