@@ -18,7 +18,10 @@ use crate::{
     model::{ClientModel, Encoded, Model, ModelError, OracleRun, Outputs, Prediction, Provenance, execute},
     net::{
         Traffic,
-        session::{ClientSession, Party, Phase, Prepared, Recorder, SessionError, Span, Tables, busy, overlap},
+        session::{
+            ClientSession, CorrelationStore, Party, Phase, Prepared, Recorder, SessionError, Span, StoreError, Tables, busy,
+            overlap,
+        },
     },
     protocol::{Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide_with, parameter_set},
 };
@@ -30,32 +33,47 @@ pub enum TableChoice {
     Spool(PathBuf),
     /// Made, sent and used layer by layer, in memory.
     Interleaved,
-    /// Made before, and kept with the rest of the correlation in the client's store.
-    Kept(PathBuf),
+    /// Taken from the client's store.
+    Kept {
+        /// Its directory.
+        store: PathBuf,
+        /// How an inference is made for which the store has nothing; without it, that is an error.
+        otherwise: Option<Box<TableChoice>>,
+    },
 }
 
 impl TableChoice {
-    /// The offline half of an inference: made now, or taken from the store.
+    /// The offline half of an inference: made now, or taken from the store. Also how, and why not from the store.
     fn prepare(
         &self,
         session: &mut ClientSession,
         bucket: usize,
         settings: Settings,
-    ) -> Result<Prepared, SessionError> {
+    ) -> Result<(Prepared, &'static str, Option<String>), SessionError> {
         match self {
-            Self::Spool(dir) => session.offline(bucket, settings, Tables::Spool(dir.clone())),
-            Self::Interleaved => session.offline(bucket, settings, Tables::Interleaved),
-            Self::Kept(dir) => session.resume(dir, bucket, settings),
+            Self::Spool(dir) => Ok((session.offline(bucket, settings, Tables::Spool(dir.clone()))?, "spooled", None)),
+            Self::Interleaved => Ok((session.offline(bucket, settings, Tables::Interleaved)?, "interleaved", None)),
+            Self::Kept { store, otherwise } => {
+                let kept = CorrelationStore::open_existing(store).map_err(SessionError::from);
+                match (kept.and_then(|store| session.resume(&store, bucket, settings)), otherwise) {
+                    (Ok(prepared), _) => Ok((prepared, "kept", None)),
+                    (Err(e), Some(otherwise)) if is_want(&e) => {
+                        let (prepared, how, _) = otherwise.prepare(session, bucket, settings)?;
+                        Ok((prepared, how, Some(format!("prepared while it was waited for, since {e}"))))
+                    }
+                    (Err(e), _) => Err(e),
+                }
+            }
         }
     }
+}
 
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Spool(_) => "spooled",
-            Self::Interleaved => "interleaved",
-            Self::Kept(_) => "kept",
-        }
-    }
+/// Whether an error only says that there is no correlation to spend.
+fn is_want(e: &SessionError) -> bool {
+    matches!(
+        e,
+        SessionError::Store(StoreError::Nothing { .. } | StoreError::NotAStore { .. }) | SessionError::Refused { .. }
+    )
 }
 
 /// Settings of a run.
@@ -147,8 +165,16 @@ struct Totals {
     /// Elements and bytes of layers on shares.
     shared: (u64, u64),
     ots: u64,
+<<<<<<< HEAD
     /// The server's homomorphic work, offline and online.
     he: [HePhaseReport; 2],
+=======
+    /// Inferences by how their tables were kept.
+    tables: BTreeMap<&'static str, usize>,
+    /// What the plans say of the server's work, for where it is another process.
+    products: u64,
+    key_switches: u64,
+>>>>>>> 8775f02 (Store of correlations: bound to peer and parameters, digests of tables, quotas, inventory, verify, prune)
     /// Sum of the inferences' statistical distances.
     distance: f64,
     client: HeCounters,
@@ -290,7 +316,9 @@ impl<'a, C: Connect> Runner<'a, C> {
         let start = Instant::now();
         let counted = self.connect.server_counters();
         let decision = self.decision(model, encoded.bucket)?;
-        let prepared = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
+        let (prepared, how, notice) = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
+        *self.report.tables.entry(how).or_insert(0) += 1;
+        self.report.notices.extend(notice.filter(|n| !self.report.notices.contains(n)));
         let made = session.cut();
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
@@ -449,7 +477,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             },
             threads: environment.threads,
             link: self.connect.link(),
-            tables: self.options.tables.name().into(),
+            tables: table_names(&r.tables),
             calibration: environment.calibration,
             offline: sum(|i| i.offline),
             online: sum(|i| i.online),
@@ -536,6 +564,15 @@ pub fn provenance_notice(model: Option<&Model>) -> Option<String> {
             "ranges come from {samples} sample texts with {headroom_bits} bits of headroom: a text beyond them overflows, which \
              the oracle counts"
         )),
+    }
+}
+
+/// How tables were kept; with numbers where not all alike.
+fn table_names(counts: &BTreeMap<&'static str, usize>) -> String {
+    match counts.len() {
+        0 => "none".into(),
+        1 => counts.keys().copied().collect(),
+        _ => counts.iter().map(|(how, n)| format!("{n} {how}")).collect::<Vec<_>>().join(", "),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     thread,
 };
@@ -14,7 +14,7 @@ use super::{
     first_cause, public_reason,
     recorder::{Party, Phase, Recorder},
     spool::FileTables,
-    store::{Binding, CorrelationStore},
+    store::{Binding, CorrelationStore, Quota, StoreError, StoreId, Terms, parameters_id},
 };
 use crate::{
     arith::sample::SecureRng,
@@ -46,6 +46,8 @@ pub struct ClientConnection {
     meter: Meter,
     recorder: Recorder,
     digest: [u8; 32],
+    /// The server's store of correlations, if it keeps any.
+    peer: Option<StoreId>,
 }
 
 /// How the offline phase keeps garbled tables.
@@ -54,7 +56,12 @@ pub enum Tables {
     /// In a nameless file of this directory.
     Spool(PathBuf),
     /// In a store, with the rest of the correlation, for an online phase later.
-    Keep(PathBuf),
+    Keep {
+        /// Its directory.
+        store: PathBuf,
+        /// How much it may hold.
+        quota: Quota,
+    },
     /// Made, sent and used layer by layer, in memory.
     Interleaved,
 }
@@ -91,10 +98,10 @@ impl ClientConnection {
         recorder: Recorder,
     ) -> Result<(Self, Offer), SessionError> {
         let (mux, lanes) = Mux::new(channel, meter.clone(), MuxOptions::new(session, LANES))?;
-        let mut own = Self { mux, lanes: Lanes::new(lanes)?, meter, recorder, digest: [0; 32] };
+        let mut own = Self { mux, lanes: Lanes::new(lanes)?, meter, recorder, digest: [0; 32], peer: None };
         let start = own.recorder.now();
         own.say(&Control::AskManifest { cached: cached.unwrap_or([0; 32]) })?;
-        let Control::Manifest { digest, length } = own.hear()? else {
+        let Control::Manifest { digest, length, store } = own.hear()? else {
             return Err(SessionError::Unexpected { doing: "waiting for the manifest" });
         };
         if length > MANIFEST_LIMIT {
@@ -124,6 +131,7 @@ impl ClientConnection {
             Some(bytes)
         };
         own.digest = digest;
+        own.peer = Some(store).filter(|id| *id != [0; 16]);
         super::setup_span(&own.recorder, Party::Client, "manifest", start);
         Ok((own, Offer { digest, manifest }))
     }
@@ -234,23 +242,26 @@ impl ClientSession {
         let plan = self.plan(tokens, settings)?;
         let mut session: SessionId = [0; 16];
         session.copy_from_slice(&self.rng.bytes32()[..16]);
-        let (mode, store, file) = match tables {
+        let (mode, store, kept) = match tables {
             Tables::Spool(dir) => {
                 let file: Box<dyn TableStore> = Box::new(FileTables::temporary(&dir, self.spooled.clone())?);
                 (Mode::Direct, file, None)
             }
             Tables::Interleaved => (Mode::Interleaved, Box::<MemoryTables>::default() as Box<dyn TableStore>, None),
-            Tables::Keep(dir) => {
+            Tables::Keep { store, quota } => {
                 settings.check_kept()?;
-                let store = CorrelationStore::open(&dir)?;
-                let file = Arc::new(FileTables::create(&store.tables_path(&session), self.spooled.clone())?);
-                (Mode::Keep, Box::new(file.clone()) as Box<dyn TableStore>, Some((store, file)))
+                let store = CorrelationStore::open(&store)?.with_quota(quota);
+                let binding = Binding { terms: self.terms(tokens, settings)?, session };
+                store.room(plan.table_bytes())?;
+                let file = store.tables(&session, self.spooled.clone())?;
+                (Mode::Keep, Box::new(file.clone()) as Box<dyn TableStore>, Some((store, file, binding)))
             }
         };
         let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ClientCorrelation::draw(session, &plan, store, &mut self.rng));
         let connection = &self.connection;
-        connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings })?;
+        let own = kept.as_ref().map_or([0; 16], |(store, ..)| store.id());
+        connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings, store: own })?;
         connection.ready()?;
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut he = HeClient::new(plan.clone(), correlation.clone(), self.keys.clone(), self.rng.fork());
@@ -281,43 +292,66 @@ impl ClientSession {
         });
         first_cause(first, second)?;
         let ots = ot.ot_count();
-        if let Some((store, file)) = file {
-            file.sync()?;
-            let binding = Binding { digest: connection.digest, tokens: tokens as u32, settings, session };
-            store.put_client(&binding, &plan.graph, &correlation, &file.index())?;
-            // The server has kept its side once it is ready again.
-            connection.ready()?;
+        if let Some((store, file, binding)) = kept {
+            store.put_client(&binding, &plan.graph, &correlation, &file)?;
+            // The server keeps its half only now, and says so.
+            let server = connection.say(&Control::Kept).and_then(|()| connection.ready());
+            if let Err(e) = server {
+                store.discard_client(&session);
+                return Err(e);
+            }
         }
         self.ots += ots;
         let encryptor = settings.he_online().then(|| he.into_encryptor());
         Ok(Prepared { tokens, correlation, ot: interleaved.then_some(ot), encryptor, plan, ots })
     }
 
-    /// Takes a correlation that [`Tables::Keep`] left in a store; the server must have its side.
+    /// What a correlation must have been made for to serve here.
     ///
     /// # Errors
-    /// [`ProtocolError::Missing`] if the store has none for this model and bucket, [`SessionError::Refused`] if the
-    /// server has not its side (any more): this side is then removed, since it can serve nothing.
-    pub fn resume(&mut self, dir: &Path, tokens: usize, settings: Settings) -> Result<Prepared, SessionError> {
+    /// [`SessionError::Refused`] if the server keeps no correlations.
+    pub fn terms(&self, tokens: usize, settings: Settings) -> Result<Terms, SessionError> {
+        let refused = || SessionError::Refused { reason: "it keeps no correlations: start it with --store".into() };
+        let (digest, peer) = (self.connection.digest, self.connection.peer.ok_or_else(refused)?);
+        Ok(Terms { digest, parameters: parameters_id(&parameter_set()?), tokens: tokens as u32, settings, peer })
+    }
+
+    /// Takes a correlation that [`Tables::Keep`] left in a store, the oldest that fits. One that is damaged, or of which the
+    /// server has not its half (any more), is passed over and gone, since it can serve nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Nothing`] if the store has none for this model, bucket, settings and server; the connection then goes
+    /// on. Else whatever is in the way.
+    pub fn resume(
+        &mut self,
+        store: &CorrelationStore,
+        tokens: usize,
+        settings: Settings,
+    ) -> Result<Prepared, SessionError> {
+        settings.check_kept()?;
         let plan = self.plan(tokens, settings)?;
-        let store = CorrelationStore::open(dir)?;
-        let digest = self.connection.digest;
-        let session =
-            *store.unspent(&digest, tokens as u32, settings, true)?.first().ok_or_else(|| ProtocolError::Missing {
-                what: format!(
-                    "an unspent correlation of this model for {tokens} tokens ({}, {} OTs) in {}",
-                    settings.methods,
-                    settings.ot.name(),
-                    dir.display()
-                ),
-            })?;
-        let binding = Binding { digest, tokens: tokens as u32, settings, session };
-        let correlation = Arc::new(store.take_client(&binding, &plan.graph)?);
-        // The open file stays readable; its name goes now, so that a crash leaves nothing behind.
-        store.remove_tables(&session);
-        self.connection.say(&Control::Resume { session, tokens: tokens as u32, settings })?;
-        self.connection.ready()?;
-        Ok(Prepared { tokens, correlation, ot: None, encryptor: None, plan, ots: 0 })
+        let terms = self.terms(tokens, settings)?;
+        let mut reasons = Vec::new();
+        for binding in store.fitting(&terms, Party::Client)? {
+            let correlation = match store.take_client(&binding, &plan.graph) {
+                Ok(correlation) => Arc::new(correlation),
+                // Another process was faster.
+                Err(StoreError::Spent) => continue,
+                Err(e) => {
+                    reasons.push(e.to_string());
+                    continue;
+                }
+            };
+            let session = binding.session;
+            self.connection.say(&Control::Resume { session, tokens: tokens as u32, settings, store: store.id() })?;
+            match self.connection.ready() {
+                Ok(()) => return Ok(Prepared { tokens, correlation, ot: None, encryptor: None, plan, ots: 0 }),
+                Err(SessionError::Refused { reason }) => reasons.push(format!("the server refuses one: {reason}")),
+                Err(e) => return Err(e),
+            }
+        }
+        let reason = reasons.pop().unwrap_or_else(|| "another process took them".into());
+        Err(StoreError::Nothing { dir: store.dir().to_path_buf(), reason }.into())
     }
 
     /// The online phase: spends a correlation on an input and returns the opened output in fixed point.

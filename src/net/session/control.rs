@@ -1,5 +1,6 @@
 //! Messages of the connection's control lane: what is agreed before and between inferences.
 
+use super::StoreId;
 use crate::{
     arith::codec::{CodecError, Reader, Writer},
     protocol::{Flow, SessionId, Settings},
@@ -13,14 +14,17 @@ pub(super) const PART_BYTES: usize = 8 << 20;
 pub(super) enum Control {
     /// Up: asks for the manifest, naming the digest of a cached one (all zero if there is none).
     AskManifest { cached: [u8; 32] },
-    /// Down: the manifest's digest and its length; 0 if the cached one is current.
-    Manifest { digest: [u8; 32], length: u64 },
+    /// Down: the manifest's digest and its length; 0 if the cached one is current. `store` names the server's store of
+    /// correlations (all zero if there is none).
+    Manifest { digest: [u8; 32], length: u64, store: StoreId },
     /// Down: a part of the manifest.
     ManifestPart { bytes: Vec<u8> },
-    /// Up: begins an inference.
-    Start { session: SessionId, tokens: u32, mode: Mode, settings: Settings },
+    /// Up: begins an inference. `store` names the client's store (all zero if it keeps nothing).
+    Start { session: SessionId, tokens: u32, mode: Mode, settings: Settings, store: StoreId },
     /// Up: begins the online phase of an inference whose correlations both sides have kept.
-    Resume { session: SessionId, tokens: u32, settings: Settings },
+    Resume { session: SessionId, tokens: u32, settings: Settings, store: StoreId },
+    /// Up: the client has kept its half, so that the server may keep its own.
+    Kept,
     /// Down: the server is ready for it.
     Ready,
     /// Down: the server will not do it, and why.
@@ -59,6 +63,7 @@ impl Control {
             Self::ManifestPart { .. } => 0x03,
             Self::Start { .. } => 0x05,
             Self::Resume { .. } => 0x09,
+            Self::Kept => 0x0a,
             Self::Ready => 0x06,
             Self::Refused { .. } => 0x07,
             Self::Bye => 0x08,
@@ -71,19 +76,19 @@ impl Control {
             Self::AskManifest { cached } => {
                 w.raw(cached);
             }
-            Self::Manifest { digest, length } => {
-                w.raw(digest).u64(*length);
+            Self::Manifest { digest, length, store } => {
+                w.raw(digest).u64(*length).raw(store);
             }
             Self::ManifestPart { bytes } => {
                 w.bytes(bytes);
             }
-            Self::Start { session, tokens, mode, settings } => {
-                w.raw(session).u32(*tokens).u8(*mode as u8).raw(&settings.to_bytes());
+            Self::Start { session, tokens, mode, settings, store } => {
+                w.raw(session).u32(*tokens).u8(*mode as u8).raw(&settings.to_bytes()).raw(store);
             }
-            Self::Resume { session, tokens, settings } => {
-                w.raw(session).u32(*tokens).raw(&settings.to_bytes());
+            Self::Resume { session, tokens, settings, store } => {
+                w.raw(session).u32(*tokens).raw(&settings.to_bytes()).raw(store);
             }
-            Self::Ready | Self::Bye => {}
+            Self::Ready | Self::Kept | Self::Bye => {}
             Self::Refused { reason } => {
                 w.bytes(reason.as_bytes());
             }
@@ -95,7 +100,11 @@ impl Control {
         let mut r = Reader::new("control message", payload);
         let message = match kind {
             0x01 => Self::AskManifest { cached: r.array("digest")? },
-            0x02 => Self::Manifest { digest: r.array("digest")?, length: r.u64("length")? },
+            0x02 => Self::Manifest {
+                digest: r.array("digest")?,
+                length: r.u64("length")?,
+                store: r.array("store")?,
+            },
             0x03 => Self::ManifestPart { bytes: r.bytes("part")?.to_vec() },
             0x05 => Self::Start {
                 session: r.array("session")?,
@@ -107,12 +116,15 @@ impl Control {
                     _ => return Err(CodecError::Invalid { what: "mode" }),
                 },
                 settings: Settings::from_bytes(r.array("settings")?)?,
+                store: r.array("store")?,
             },
             0x09 => Self::Resume {
                 session: r.array("session")?,
                 tokens: r.u32("tokens")?,
                 settings: Settings::from_bytes(r.array("settings")?)?,
+                store: r.array("store")?,
             },
+            0x0a => Self::Kept,
             0x06 => Self::Ready,
             0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
             0x08 => Self::Bye,
@@ -131,10 +143,11 @@ mod tests {
     fn round_trips_and_cuts() {
         let all = [
             Control::AskManifest { cached: [1; 32] },
-            Control::Manifest { digest: [2; 32], length: 77 },
+            Control::Manifest { digest: [2; 32], length: 77, store: [6; 16] },
             Control::ManifestPart { bytes: vec![1, 2] },
-            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep, settings: Settings::EXACT },
-            Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT },
+            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep, settings: Settings::EXACT, store: [6; 16] },
+            Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT, store: [6; 16] },
+            Control::Kept,
             Control::Ready,
             Control::Refused { reason: "no".into() },
             Control::Bye,

@@ -2,6 +2,7 @@
 
 use thiserror::Error;
 
+use super::StoreError;
 use crate::{he::HeError, net::NetError, protocol::ProtocolError};
 
 /// Why a session failed. Every message is one sentence, and none holds a secret.
@@ -14,6 +15,9 @@ pub enum SessionError {
     /// The protocol.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
+    /// The store of correlations.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The server does not do what was asked.
     #[error("the server refuses: {reason}")]
     Refused {

@@ -18,8 +18,11 @@ pub use control::opening;
 pub use error::SessionError;
 pub use recorder::{Party, Phase, Progress, Recorder, Span, busy, chrome_trace, overlap};
 pub use server::{ServerContext, serve_connection};
-pub use spool::FileTables;
-pub use store::{Binding, CorrelationStore};
+pub use spool::{FileTables, TableChunk};
+pub use store::{
+    Binding, CorrelationStore, Entry, Observer, Prune, Quota, Removed, State, Step, StoreError, StoreId, Terms, inventory,
+    parameters_id, prune, session_name, stores_in, verify,
+};
 
 use super::{Lane, NetError};
 use crate::protocol::ProtocolError;
@@ -53,7 +56,12 @@ fn first_cause(a: Result<(), SessionError>, b: Result<(), SessionError>) -> Resu
 /// What the peer is told of an error: nothing that names this machine's files.
 fn public_reason(e: &SessionError) -> String {
     match e {
-        SessionError::Protocol(ProtocolError::Spool(_)) => "the peer could not store or read what it must keep".into(),
+        SessionError::Store(StoreError::Spent) => "it does not have its half of the correlation (any more)".into(),
+        SessionError::Store(StoreError::Bound) => StoreError::Bound.to_string(),
+        SessionError::Store(StoreError::Full { .. }) => "its store of correlations is full".into(),
+        SessionError::Store(_) | SessionError::Protocol(ProtocolError::Spool(_)) => {
+            "the peer could not store or read what it must keep".into()
+        }
         e => e.to_string(),
     }
 }

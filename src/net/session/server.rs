@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
@@ -13,7 +12,7 @@ use super::{
     drive::Driver,
     first_cause, public_reason,
     recorder::{Party, Phase, Recorder},
-    store::{Binding, CorrelationStore},
+    store::{Binding, CorrelationStore, StoreId, Terms, parameters_id},
 };
 use crate::{
     arith::sample::SecureRng,
@@ -59,13 +58,10 @@ impl ServerContext {
         Ok(Self { spec, weights, online, manifest, digest, context, max_tokens, store: None, plans: Mutex::default() })
     }
 
-    /// Keeps correlations for later online phases in a directory of this server's own.
-    ///
-    /// # Errors
-    /// A directory that cannot be made or written.
-    pub fn with_store(mut self, dir: &Path) -> Result<Self, SessionError> {
-        self.store = Some(CorrelationStore::open(dir)?);
-        Ok(self)
+    /// Keeps correlations for later online phases in a store of this server's own.
+    pub fn with_store(mut self, store: CorrelationStore) -> Self {
+        self.store = Some(store);
+        self
     }
 
     /// Orders tasks by measured costs instead of round numbers.
@@ -147,24 +143,19 @@ impl Connection<'_> {
             }
             match (Control::decode(kind, &payload)?, &keys) {
                 (Control::Bye, _) => return Ok(()),
-                (Control::Start { session, tokens, mode, settings }, Some(keys)) => {
+                (Control::Start { session, tokens, mode, settings, store }, Some(keys)) => {
                     let tokens = tokens as usize;
-                    let kept = match mode {
-                        Mode::Keep if self.context.store.is_none() => {
-                            Some("this server keeps no correlations; start it with a store".to_string())
-                        }
-                        Mode::Keep => settings.check_kept().err().map(|e| e.to_string()),
-                        Mode::Direct | Mode::Interleaved => None,
-                    };
-                    if let Some(reason) = self.refusal(tokens, settings).or(kept) {
+                    let full = || (mode == Mode::Keep).then(|| self.unkept(settings)).flatten();
+                    if let Some(reason) = self.refusal(tokens, settings).or_else(full) {
                         self.say(&Control::Refused { reason })?;
                         continue;
                     }
                     self.say(&Control::Ready)?;
-                    self.inference(session, self.context.plan(tokens, settings)?, mode, keys, &mut rng)?;
+                    let plan = self.context.plan(tokens, settings)?;
+                    self.inference(session, plan, mode, store, keys, &mut rng)?;
                 }
-                (Control::Resume { session, tokens, settings }, Some(_)) => {
-                    self.resume(session, tokens as usize, settings)?;
+                (Control::Resume { session, tokens, settings, store }, Some(_)) => {
+                    self.resume(session, tokens as usize, settings, store)?;
                 }
                 _ => return Err(SessionError::Unexpected { doing: "waiting for keys or an inference" }),
             }
@@ -177,10 +168,11 @@ impl Connection<'_> {
             return Err(SessionError::Unexpected { doing: "waiting for a request of the manifest" });
         };
         let (digest, manifest) = (self.context.digest, &self.context.manifest);
+        let store = self.context.store.as_ref().map_or([0; 16], CorrelationStore::id);
         if cached == digest {
-            return self.say(&Control::Manifest { digest, length: 0 });
+            return self.say(&Control::Manifest { digest, length: 0, store });
         }
-        self.say(&Control::Manifest { digest, length: manifest.len() as u64 })?;
+        self.say(&Control::Manifest { digest, length: manifest.len() as u64, store })?;
         for part in manifest.chunks(PART_BYTES) {
             self.say(&Control::ManifestPart { bytes: part.to_vec() })?;
         }
@@ -198,6 +190,28 @@ impl Connection<'_> {
         self.context.plan(tokens, settings).err().map(|e| e.to_string())
     }
 
+    /// Why a correlation cannot be kept now.
+    fn unkept(&self, settings: Settings) -> Option<String> {
+        if let Err(e) = settings.check_kept() {
+            return Some(e.to_string());
+        }
+        match &self.context.store {
+            None => Some("this server keeps no correlations; start it with a store".into()),
+            Some(store) => store.room(0).err().map(|e| public_reason(&e.into())),
+        }
+    }
+
+    fn binding(
+        &self,
+        session: SessionId,
+        tokens: usize,
+        settings: Settings,
+        peer: StoreId,
+    ) -> Result<Binding, SessionError> {
+        let (digest, parameters) = (self.context.digest, parameters_id(&parameter_set()?));
+        Ok(Binding { terms: Terms { digest, parameters, tokens: tokens as u32, settings, peer }, session })
+    }
+
     fn driver<'b>(&'b self, phase: Phase, lane_name: &'static str, lane: &'b Lane, graph: &'b Graph) -> Driver<'b> {
         Driver { party: Party::Server, phase, lane_name, lane, graph, recorder: self.recorder, board: None }
     }
@@ -207,6 +221,7 @@ impl Connection<'_> {
         session: SessionId,
         plan: Arc<Plan>,
         mode: Mode,
+        peer: StoreId,
         keys: &Arc<HeKeys>,
         rng: &mut SecureRng,
     ) -> Result<(), SessionError> {
@@ -231,8 +246,12 @@ impl Connection<'_> {
         });
         first_cause(first, second)?;
         if let (Mode::Keep, Some(store)) = (mode, &self.context.store) {
-            let (tokens, settings) = (plan.graph.tokens as u32, plan.settings);
-            let binding = Binding { digest: self.context.digest, tokens, settings, session };
+            // A client that cannot keep its half goes, and nothing is kept here.
+            let (kind, payload) = self.lanes.control.recv()?;
+            if Control::decode(kind, &payload)? != Control::Kept {
+                return Err(SessionError::Unexpected { doing: "waiting for the client to keep its half" });
+            }
+            let binding = self.binding(session, plan.graph.tokens, plan.settings, peer)?;
             store.put_server(&binding, &correlation)?;
             return self.say(&Control::Ready);
         }
@@ -241,7 +260,13 @@ impl Connection<'_> {
     }
 
     /// The online phase of a kept correlation.
-    fn resume(&self, session: SessionId, tokens: usize, settings: Settings) -> Result<(), SessionError> {
+    fn resume(
+        &self,
+        session: SessionId,
+        tokens: usize,
+        settings: Settings,
+        peer: StoreId,
+    ) -> Result<(), SessionError> {
         let refuse = |reason: String| self.say(&Control::Refused { reason });
         if let Some(reason) = self.refusal(tokens, settings) {
             return refuse(reason);
@@ -249,7 +274,7 @@ impl Connection<'_> {
         let Some(store) = &self.context.store else {
             return refuse("this server keeps no correlations; start it with a store".into());
         };
-        let binding = Binding { digest: self.context.digest, tokens: tokens as u32, settings, session };
+        let binding = self.binding(session, tokens, settings, peer)?;
         match store.take_server(&binding) {
             Ok(correlation) => {
                 self.say(&Control::Ready)?;

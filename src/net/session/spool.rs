@@ -9,7 +9,7 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -24,12 +24,39 @@ pub struct FileTables {
     dir: PathBuf,
     inner: Mutex<Inner>,
     written: Arc<AtomicU64>,
+    /// Whether chunks have digests: those of a file that another process reads.
+    checked: bool,
 }
 
 struct Inner {
     file: File,
     end: u64,
-    index: HashMap<(NodeId, usize), (u64, usize)>,
+    index: HashMap<(NodeId, usize), TableChunk>,
+    /// The name of a file that is not kept yet.
+    leftover: Option<PathBuf>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(path) = &self.leftover {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Where a chunk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableChunk {
+    /// Its node.
+    pub node: NodeId,
+    /// Its number within the node.
+    pub chunk: usize,
+    /// First byte.
+    pub at: u64,
+    /// Bytes.
+    pub len: usize,
+    /// The first half of the blake3 of its bytes; zero in a nameless file.
+    pub digest: [u8; 16],
 }
 
 impl FileTables {
@@ -39,59 +66,128 @@ impl FileTables {
     /// A directory that does not exist or cannot be written.
     pub fn temporary(dir: &Path, written: Arc<AtomicU64>) -> Result<Self, ProtocolError> {
         let file = tempfile::tempfile_in(dir).map_err(|e| failed("create the spool for garbled tables", dir, &e))?;
-        Ok(Self::over(dir, file, HashMap::new(), written))
+        Ok(Self::over(dir, file, HashMap::new(), written, false))
     }
 
-    /// A file that stays, for an online phase in another process.
+    /// A file for an online phase in another process, locked while it is open. It goes when this is dropped, unless
+    /// [`Self::keep`] is called.
     ///
     /// # Errors
     /// A path that cannot be written.
     pub fn create(path: &Path, written: Arc<AtomicU64>) -> Result<Self, ProtocolError> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-            .map_err(|e| failed("create the spool for garbled tables", path, &e))?;
-        Ok(Self::over(path, file, HashMap::new(), written))
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(path).and_then(|file| file.lock().map(|()| file));
+        let file = file.map_err(|e| unkept("create", path, &e))?;
+        let own = Self::over(path, file, HashMap::new(), written, true);
+        own.lock().leftover = Some(path.to_path_buf());
+        Ok(own)
     }
 
     /// Opens what [`Self::create`] wrote; `index` is what [`Self::index`] gave then.
     ///
     /// # Errors
     /// A missing file, or one shorter than the index says.
-    pub fn open(path: &Path, index: Vec<(NodeId, usize, u64, usize)>) -> Result<Self, ProtocolError> {
-        let file = File::open(path).map_err(|e| failed("open the garbled tables", path, &e))?;
-        let length = file.metadata().map_err(|e| failed("read the garbled tables", path, &e))?.len();
-        let map: HashMap<_, _> = index.into_iter().map(|(n, c, at, len)| ((n, c), (at, len))).collect();
-        if map.values().any(|&(at, len)| at.checked_add(len as u64).is_none_or(|end| end > length)) {
+    pub fn open(path: &Path, index: Vec<TableChunk>) -> Result<Self, ProtocolError> {
+        let file = File::open(path).map_err(|e| unkept("open", path, &e))?;
+        let length = file.metadata().map_err(|e| unkept("read", path, &e))?.len();
+        if index.iter().any(|c| c.at.checked_add(c.len as u64).is_none_or(|end| end > length)) {
             return Err(ProtocolError::Spool(format!(
                 "the garbled tables in {} are truncated; run the offline phase again",
                 path.display()
             )));
         }
-        Ok(Self::over(path, file, map, Arc::default()))
+        let map: HashMap<_, _> = index.into_iter().map(|c| ((c.node, c.chunk), c)).collect();
+        Ok(Self::over(path, file, map, Arc::default(), true))
     }
 
-    fn over(dir: &Path, file: File, index: HashMap<(NodeId, usize), (u64, usize)>, written: Arc<AtomicU64>) -> Self {
-        Self { dir: dir.to_path_buf(), inner: Mutex::new(Inner { file, end: 0, index }), written }
+    fn over(
+        dir: &Path,
+        file: File,
+        index: HashMap<(NodeId, usize), TableChunk>,
+        written: Arc<AtomicU64>,
+        checked: bool,
+    ) -> Self {
+        let inner = Mutex::new(Inner { file, end: 0, index, leftover: None });
+        Self { dir: dir.to_path_buf(), inner, written, checked }
     }
 
-    /// Where each chunk is: node, chunk, offset, length.
-    pub fn index(&self) -> Vec<(NodeId, usize, u64, usize)> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.index.iter().map(|(&(n, c), &(at, len))| (n, c, at, len)).collect()
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the file durable.
+    /// Where each chunk is, in the order of the file.
+    pub fn index(&self) -> Vec<TableChunk> {
+        let mut chunks: Vec<TableChunk> = self.lock().index.values().cloned().collect();
+        chunks.sort_unstable_by_key(|c| c.at);
+        chunks
+    }
+
+    /// Bytes put so far.
+    pub fn len(&self) -> u64 {
+        self.lock().end
+    }
+
+    /// Whether nothing was put.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes the file durable and gives it another name, under which it still goes with this.
     ///
     /// # Errors
     /// A full disk, mostly.
-    pub fn sync(&self) -> Result<(), ProtocolError> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.file.sync_all().map_err(|e| failed("write garbled tables to", &self.dir, &e))
+    pub fn rename(&self, to: &Path) -> Result<(), ProtocolError> {
+        let mut inner = self.lock();
+        let from = inner.leftover.clone().unwrap_or_else(|| self.dir.clone());
+        inner.file.sync_all().and_then(|()| std::fs::rename(&from, to)).map_err(|e| unkept("keep", to, &e))?;
+        inner.leftover = Some(to.to_path_buf());
+        Ok(())
     }
+
+    /// Lets the file stay.
+    pub fn keep(&self) {
+        self.lock().leftover = None;
+    }
+
+    /// Reads every chunk and compares it with its digest.
+    ///
+    /// # Errors
+    /// A chunk that is not what was written.
+    pub fn verify(&self) -> Result<(), ProtocolError> {
+        let mut inner = self.lock();
+        let chunks: Vec<TableChunk> = inner.index.values().cloned().collect();
+        chunks.iter().try_for_each(|chunk| self.read(&mut inner, chunk).map(drop))
+    }
+
+    fn read(&self, inner: &mut Inner, chunk: &TableChunk) -> Result<Vec<u8>, ProtocolError> {
+        let mut tables = vec![0; chunk.len];
+        let read = inner.file.seek(SeekFrom::Start(chunk.at)).and_then(|_| inner.file.read_exact(&mut tables));
+        read.map_err(|e| failed("read garbled tables from", &self.dir, &e))?;
+        if self.checked && digest(&tables) != chunk.digest {
+            return Err(ProtocolError::Spool(format!(
+                "the garbled tables in {} are damaged; run the offline phase again",
+                self.dir.display()
+            )));
+        }
+        Ok(tables)
+    }
+}
+
+/// The first half of a chunk's blake3.
+fn digest(tables: &[u8]) -> [u8; 16] {
+    let mut half = [0; 16];
+    half.copy_from_slice(&blake3::hash(tables).as_bytes()[..16]);
+    half
+}
+
+fn unkept(what: &str, path: &Path, e: &std::io::Error) -> ProtocolError {
+    ProtocolError::Spool(format!(
+        "cannot {what} the garbled tables {}: {e}; give --store a directory with enough room",
+        path.display()
+    ))
 }
 
 fn failed(what: &str, path: &Path, e: &std::io::Error) -> ProtocolError {
@@ -103,26 +199,26 @@ fn failed(what: &str, path: &Path, e: &std::io::Error) -> ProtocolError {
 
 impl TableStore for FileTables {
     fn put(&self, node: NodeId, chunk: usize, tables: Vec<u8>) -> Result<(), ProtocolError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = inner.end;
+        let digest = if self.checked { digest(&tables) } else { [0; 16] };
+        let mut inner = self.lock();
+        let (at, len) = (inner.end, tables.len());
         let write = inner.file.seek(SeekFrom::Start(at)).and_then(|_| inner.file.write_all(&tables));
-        write.map_err(|e| failed("write garbled tables to", &self.dir, &e))?;
-        inner.end += tables.len() as u64;
-        inner.index.insert((node, chunk), (at, tables.len()));
+        let (unwritten, doing): (fn(&str, &Path, &std::io::Error) -> ProtocolError, _) =
+            if self.checked { (unkept, "write") } else { (failed, "write garbled tables to") };
+        write.map_err(|e| unwritten(doing, &self.dir, &e))?;
+        inner.end += len as u64;
+        inner.index.insert((node, chunk), TableChunk { node, chunk, at, len, digest });
         self.written.fetch_add(tables.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     fn take(&self, node: NodeId, chunk: usize) -> Result<Vec<u8>, ProtocolError> {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, len) = inner
+        let mut inner = self.lock();
+        let place = inner
             .index
             .remove(&(node, chunk))
             .ok_or_else(|| ProtocolError::Missing { what: format!("the tables of node {} chunk {chunk}", node.0) })?;
-        let mut tables = vec![0; len];
-        let read = inner.file.seek(SeekFrom::Start(at)).and_then(|_| inner.file.read_exact(&mut tables));
-        read.map_err(|e| failed("read garbled tables from", &self.dir, &e))?;
-        Ok(tables)
+        self.read(&mut inner, &place)
     }
 }
 
@@ -159,25 +255,49 @@ mod tests {
     #[test]
     fn a_named_file_is_read_by_another_process_and_checked() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tables");
+        let (part, path) = (dir.path().join("part"), dir.path().join("tables"));
         let index = {
-            let tables = FileTables::create(&path, Arc::default()).unwrap();
+            let tables = FileTables::create(&part, Arc::default()).unwrap();
             tables.put(NodeId(0), 0, vec![7; 10]).unwrap();
             tables.put(NodeId(1), 0, vec![8; 20]).unwrap();
-            tables.sync().unwrap();
+            tables.rename(&path).unwrap();
+            tables.keep();
+            assert_eq!((tables.len(), part.exists()), (30, false));
             tables.index()
         };
         let tables = FileTables::open(&path, index.clone()).unwrap();
+        tables.verify().unwrap();
         assert_eq!(tables.take(NodeId(1), 0).unwrap(), vec![8; 20]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[29] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let tables = FileTables::open(&path, index.clone()).unwrap();
+        assert!(tables.verify().unwrap_err().to_string().contains("damaged"));
+        assert!(tables.take(NodeId(0), 0).is_ok() && tables.take(NodeId(1), 0).is_err());
         std::fs::write(&path, [0; 29]).unwrap();
         assert!(FileTables::open(&path, index).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_not_kept_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        for renamed in [false, true] {
+            let tables = FileTables::create(&dir.path().join("part"), Arc::default()).unwrap();
+            tables.put(NodeId(0), 0, vec![7; 10]).unwrap();
+            if renamed {
+                tables.rename(&dir.path().join("tables")).unwrap();
+            }
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+            drop(tables);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_disk_is_one_sentence() {
         let full = File::options().read(true).write(true).open("/dev/full").unwrap();
-        let tables = FileTables::over(Path::new("/dev/full"), full, HashMap::new(), Arc::default());
+        let tables = FileTables::over(Path::new("/dev/full"), full, HashMap::new(), Arc::default(), false);
         let error = tables.put(NodeId(0), 0, vec![1; 10]).unwrap_err().to_string();
         assert!(error.contains("--spool") && error.contains("space"), "{error}");
     }
