@@ -390,7 +390,7 @@ fn phases_run_apart_and_a_correlation_serves_once() {
         offline * 10 < prepared["prepared"][0]["bytes_down"].as_u64().unwrap(),
         "{offline} bytes after the offline phase"
     );
-    one_sentence(&run(&[&online[..], &["--quiet"]].concat()), "offline phase");
+    one_sentence(&run(&[&online[..], &["--quiet"]].concat()), "it holds none");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use heliostat::{
     net::{
         Channel, Meter, Role, memory_pair,
         session::{
-            ClientConnection, ClientSession, Recorder, ServerContext, SessionError, Tables, chrome_trace, overlap,
-            serve_connection,
+            ClientConnection, ClientSession, CorrelationStore, Party, Quota, Recorder, ServerContext, SessionError,
+            StoreError, Tables, chrome_trace, overlap, serve_connection, session_name,
         },
     },
     protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings, parameter_set},
@@ -138,11 +138,14 @@ fn kept(settings: Settings) {
     let model = model();
     let dir = tempfile::tempdir().unwrap();
     let (client_dir, server_dir) = (dir.path().join("client"), dir.path().join("server"));
-    let manifest = model.manifest().to_bytes().unwrap();
-    let backend = Arc::new(CpuBackend::new(None));
-    let context = ServerContext::new(model.spec().clone(), model.weights().clone(), manifest, backend, 512).unwrap();
-    let context = Arc::new(context.with_store(&server_dir).unwrap());
-    let session = || {
+    let keep = |quota| Tables::Keep { store: client_dir.clone(), quota };
+    let server_with = |dir: &Path, quota| {
+        let manifest = model.manifest().to_bytes().unwrap();
+        let (spec, weights) = (model.spec().clone(), model.weights().clone());
+        let context = ServerContext::new(spec, weights, manifest, Arc::new(CpuBackend::new(None)), 512).unwrap();
+        Arc::new(context.with_store(CorrelationStore::open(dir).unwrap().with_quota(quota)))
+    };
+    let session = |context: &Arc<ServerContext>| {
         let (client, server) = memory_pair(256 << 20);
         let context = context.clone();
         thread::spawn(move || {
@@ -150,16 +153,33 @@ fn kept(settings: Settings) {
         });
         connect(client, &model, Recorder::default()).unwrap()
     };
-    let mut first = session();
-    drop(first.offline(8, settings, Tables::Keep(client_dir.clone())).unwrap());
-    first.close().unwrap();
+    let context = server_with(&server_dir, Quota { count: Some(2), bytes: None });
+    let mut first = session(&context);
+    // The client's quota is looked at before anything is sent, the server's when it is asked.
+    let full = first.offline(8, settings, keep(Quota { bytes: Some(1000), count: None }));
+    assert!(matches!(full.map(drop), Err(SessionError::Store(StoreError::Full { .. }))));
+    let mut first = session(&context);
+    drop(first.offline(8, settings, keep(Quota::default())).unwrap());
+    drop(first.offline(8, settings, keep(Quota::default())).unwrap());
+    let refused = first.offline(8, settings, keep(Quota::default())).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("refuses: its store of correlations is full"), "{refused}");
 
-    let mut second = session();
-    assert!(second.resume(&client_dir, 16, settings).is_err(), "another bucket");
+    let store = CorrelationStore::open(&client_dir).unwrap();
+    // Another server has another store, and is not shown what was made with this one.
+    let mut elsewhere = session(&server_with(&dir.path().join("elsewhere"), Quota::default()));
+    let error = elsewhere.resume(&store, 8, settings).map(drop).unwrap_err().to_string();
+    assert!(error.contains("2 made with another peer"), "{error}");
+
+    let mut second = session(&context);
+    assert!(second.resume(&store, 16, settings).is_err(), "another bucket");
     let other =
         Settings { ot: if settings.ot == OtMethod::Iknp { OtMethod::Silent } else { OtMethod::Iknp }, ..settings };
-    assert!(second.resume(&client_dir, 8, other).is_err(), "other settings");
-    let prepared = second.resume(&client_dir, 8, settings).unwrap();
+    assert!(second.resume(&store, 8, other).is_err(), "other settings");
+    // The server has lost its half of one: it is passed over, and the next one serves.
+    let terms = second.terms(8, settings).unwrap();
+    let lost = store.fitting(&terms, Party::Client).unwrap()[0].session;
+    std::fs::remove_file(server_dir.join(format!("{}.server", session_name(&lost)))).unwrap();
+    let prepared = second.resume(&store, 8, settings).unwrap();
     let inputs = inputs(&model, "kept on disk", 8);
     let graph = model.client().graph(8).unwrap();
     let output = second.online(prepared, inputs.clone()).unwrap();
@@ -170,7 +190,8 @@ fn kept(settings: Settings) {
         let close = 1 << (graph.edge(graph.output).frac - 3);
         assert!(output.iter().zip(oracle.edge(graph.output)).all(|(a, b)| (a - b).abs() < close));
     }
-    assert!(second.resume(&client_dir, 8, settings).is_err(), "spent");
+    let spent = second.resume(&store, 8, settings).map(drop);
+    assert!(matches!(spent, Err(SessionError::Store(StoreError::Nothing { .. }))));
     let left = |d: &Path| std::fs::read_dir(d).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
     assert_eq!((left(&client_dir), left(&server_dir)), (vec!["key".into()], vec!["key".into()]));
 }

@@ -17,6 +17,7 @@ mod quantize;
 mod server;
 mod simulator;
 mod spec;
+mod synth;
 mod tensors;
 mod tokenizer;
 
@@ -39,5 +40,6 @@ pub use quantize::{ServerWeights, WEIGHT_BITS, WeightMatrix};
 pub use server::{Model, OracleRun, Provenance};
 pub use simulator::{Simulator, shared_function};
 pub use spec::{DenseActivation, DenseSpec, LayerSpec, LookupSpec, ModelSpec, Pooling, Precision, SpecError};
+pub use synth::{Shape, Synthetic, synthesise};
 pub use tensors::{Linear, Norm};
 pub use tokenizer::{Encoded, Tokenizer, TokenizerFiles, bucket};

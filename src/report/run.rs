@@ -19,8 +19,8 @@ use crate::{
     net::{
         Traffic,
         session::{
-            ClientSession, CorrelationStore, Party, Phase, Prepared, Recorder, SessionError, Span, StoreError, Tables, busy,
-            overlap,
+            ClientSession, CorrelationStore, Party, Phase, Prepared, Recorder, SessionError, Span, StoreError, Tables,
+            busy, overlap,
         },
     },
     protocol::{Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide_with, parameter_set},

@@ -1,11 +1,12 @@
 //! The commands and their options.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use heliostat::{
     engine::{BackendChoice, OnGpuLoss, OpenOptions},
-    net::Link,
+    model::Shape,
+    net::{Link, session::Quota},
     protocol::{Nonlinear, OtChoice},
     report::{dataset::Columns, inputs::TextInput},
 };
@@ -34,12 +35,18 @@ pub enum Command {
     Infer(Infer),
     /// What an inference will cost, layer by layer, and how it would be done: nothing runs.
     Plan(Plan),
+    /// Prepare inferences ahead of their texts, and keep them in a store.
+    Offline(Offline),
+    /// List, verify and prune a store of prepared inferences.
+    Store(Store),
     /// The fixed-point model in the clear, beside the floating-point one.
     Oracle(Oracle),
     /// The fixed-point model beside the floating-point one over a labelled file.
     Accuracy(Accuracy),
     /// Choose the rings of every edge from sample texts.
     Calibrate(Calibrate),
+    /// Make a model folder with random weights, to measure what shapes cost.
+    Synth(Synth),
     /// What this machine can compute on, and what stands in the way.
     Doctor(Doctor),
 }
@@ -94,6 +101,28 @@ fn bytes(text: &str) -> Result<u64, String> {
     bytes.ok_or_else(|| "not a number of bytes such as 1000000, 512M or 4G".into())
 }
 
+/// A span of time: seconds, or with m, h or d for minutes, hours and days.
+fn age(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((end, 's')) => (&text[..end], 1),
+        Some((end, 'm')) => (&text[..end], 60),
+        Some((end, 'h')) => (&text[..end], 3600),
+        Some((end, 'd')) => (&text[..end], 86400),
+        _ => (text, 1),
+    };
+    let count = digits.parse::<u64>().ok().filter(|_| digits.starts_with(|c: char| c.is_ascii_digit()));
+    let seconds = count.and_then(|count| count.checked_mul(unit)).map(Duration::from_secs);
+    seconds.ok_or_else(|| "not a span of time such as 90s, 30m, 12h or 7d".into())
+}
+
+/// A bucket of tokens.
+fn bucket(text: &str) -> Result<usize, String> {
+    let found = text.parse().ok().filter(|b| heliostat::model::BUCKETS.contains(b));
+    found.ok_or_else(|| {
+        format!("not a bucket; there are {}", heliostat::model::BUCKETS.map(|b| b.to_string()).join(", "))
+    })
+}
+
 /// Points from 0 to 100.
 fn points(text: &str) -> Result<f64, String> {
     text.parse()
@@ -140,6 +169,29 @@ pub struct TableArgs {
     /// Make, send and use garbled tables layer by layer, without the disk
     #[arg(long, conflicts_with = "spool")]
     pub interleaved: bool,
+}
+
+/// How much a store may hold.
+#[derive(Args, Clone, Copy)]
+pub struct QuotaArgs {
+    /// Most bytes that the store may hold, such as 512M or 4G; more is refused
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub max_disk: Option<u64>,
+    /// Most prepared inferences that the store may hold; more are refused
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_count: Option<u32>,
+}
+
+impl QuotaArgs {
+    /// As the library takes it.
+    pub fn quota(self) -> Quota {
+        Quota { bytes: self.max_disk, count: self.max_count.map(|count| count as usize) }
+    }
+
+    /// Whether nothing is limited.
+    pub fn is_empty(self) -> bool {
+        self.quota() == Quota::default()
+    }
 }
 
 /// How non-linear layers are evaluated.
@@ -226,11 +278,12 @@ pub struct Local {
     /// Run only one phase; needs --store
     #[arg(long, value_enum, default_value = "both")]
     pub phase: PhaseChoice,
-    /// Directory of correlations, for --phase offline and --phase online
+    /// Directory of prepared inferences, as `offline --model` fills it: --phase offline fills it for the texts, --phase online
+    /// spends only what is there, both prepares what is missing
     #[arg(long, value_name = "DIR")]
     pub store: Option<PathBuf>,
     /// Bucket to prepare with --phase offline when no text is given; may be repeated
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = bucket)]
     pub bucket: Vec<usize>,
     #[command(flatten)]
     pub tables: TableArgs,
@@ -282,6 +335,11 @@ pub struct Serve {
     /// Calibration file [default: heliostat.json in the model folder, if there]
     #[arg(long, value_name = "FILE")]
     pub calibration: Option<PathBuf>,
+    /// Keep this side of inferences that clients prepare ahead, in this directory of the server's own
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    #[command(flatten)]
+    pub quota: QuotaArgs,
     #[command(flatten)]
     pub engine: Engine,
     /// No lines for connections that come and go; errors are still logged
@@ -293,8 +351,11 @@ pub struct Serve {
 #[derive(Args)]
 pub struct Infer {
     /// Address of the server
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443", alias = "connect")]
     pub server: String,
+    /// Spend inferences that `offline` has prepared in this directory; what it does not have is prepared while it is waited for
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
     #[command(flatten)]
     pub texts: Texts,
     /// Longer texts are cut, with a notice
@@ -317,6 +378,125 @@ pub struct Infer {
     pub link: Link,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// Options of `offline`.
+#[derive(Args)]
+pub struct Offline {
+    /// Server to prepare with
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        alias = "server",
+        required_unless_present = "model",
+        conflicts_with = "model"
+    )]
+    pub connect: Option<String>,
+    /// Model folder, to be both parties in this process, with their stores in DIR/client and DIR/server
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Directory of this client's prepared inferences; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// Tokens that the texts will be padded to; may be repeated
+    #[arg(long, value_name = "TOKENS", required = true, value_parser = bucket)]
+    pub bucket: Vec<usize>,
+    /// Inferences to prepare for each bucket
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
+    #[command(flatten)]
+    pub quota: QuotaArgs,
+    /// The digest that the server's model must have, as `serve` prints it
+    #[arg(long, value_name = "HEX", conflicts_with = "model")]
+    pub model_digest: Option<String>,
+    /// Directory that keeps manifests [default: heliostat in the user's cache directory]
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    pub cache: Option<PathBuf>,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE", conflicts_with = "connect")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    #[command(flatten)]
+    pub layers: NonlinearArgs,
+    /// The link that `auto` chooses for, and with --model the one between the parties: unlimited, lan, wan or RATE,DELAY
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Options of `store`.
+#[derive(Args)]
+pub struct Store {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: StoreCommand,
+}
+
+/// The commands of `store`.
+#[derive(Subcommand)]
+pub enum StoreCommand {
+    /// What is in a store; reads no secrets.
+    Ls(StoreLs),
+    /// Open every box and compare every table with its digest; fails if anything is damaged.
+    Verify(StoreLs),
+    /// Remove what crashes have left behind, or what the options say.
+    Prune(StorePrune),
+}
+
+/// Options of `store ls` and `store verify`.
+#[derive(Args)]
+pub struct StoreLs {
+    /// Directory of the store
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `store prune`.
+#[derive(Args)]
+pub struct StorePrune {
+    /// Directory of the store
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What crashes have left: marked spent, half written, tables without their correlation [default if nothing else is asked]
+    #[arg(long)]
+    pub spent: bool,
+    /// Prepared inferences of this age or older, such as 12h or 7d
+    #[arg(long, value_name = "AGE", value_parser = age)]
+    pub older_than: Option<Duration>,
+    /// What `store verify` reports as damaged, and what other releases have made
+    #[arg(long)]
+    pub damaged: bool,
+    /// Everything but the key
+    #[arg(long)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `synth`.
+#[derive(Args)]
+pub struct Synth {
+    /// Sizes: bert-tiny (2 layers of 128), small (4 of 512), base (12 of 768) or large (24 of 1024)
+    #[arg(long, value_name = "bert-tiny|small|base|large")]
+    pub shape: Shape,
+    /// Another number of encoder layers
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub layers: Option<u16>,
+    /// Equal seeds give equal folders
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Folder to make; must not be there, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `oracle`.
@@ -464,6 +644,18 @@ mod tests {
     fn definitions_are_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ages_have_suffixes() {
+        for (text, seconds) in [("0", 0), ("90", 90), ("90s", 90), ("3m", 180), ("2h", 7200), ("7d", 604_800)] {
+            assert_eq!(age(text), Ok(Duration::from_secs(seconds)));
+        }
+        for wrong in ["", "d", "-1d", "+1d", "1w", "1.5h", "99999999999999999999", "9999999999999999999d"] {
+            assert!(age(wrong).is_err(), "{wrong:?}");
+        }
+        assert_eq!(bucket("64"), Ok(64));
+        assert!(bucket("12").unwrap_err().contains("8, 16"));
     }
 
     #[test]

@@ -53,7 +53,8 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     let text = e.render().to_string();
     if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         complain(
-            "say what to do: demo, local, serve, infer, oracle, accuracy, calibrate or doctor; `heliostat --help` explains them",
+            "say what to do: demo, local, serve, infer, offline, store, oracle, accuracy, calibrate, synth or doctor; `heliostat --help` explains \
+             them",
         );
         return ExitCode::from(2);
     }
@@ -72,12 +73,12 @@ pub fn quiet_panics() {
     }));
 }
 
-/// Ctrl-C ends the program with code 130, after any file that is being written. Spool files have no name, so that nothing
-/// stays behind.
-pub fn exit_on_interrupt() -> Result<(), Failure> {
-    ctrlc::set_handler(|| {
+/// Ctrl-C ends the program with code 130, after any file that is being written. `leaves` says what stays behind: spool files
+/// have no name, so that it is nothing but in a store.
+pub fn exit_on_interrupt(leaves: &'static str) -> Result<(), Failure> {
+    ctrlc::set_handler(move || {
         let _nothing_half_written = file::pause();
-        complain("interrupted; nothing was left behind");
+        complain(&format!("interrupted; {leaves}"));
         std::process::exit(130);
     })
     .map_err(|e| Failure::new(format!("cannot handle Ctrl-C: {e}")))

@@ -3,6 +3,7 @@
 use heliostat::report::{
     Runner,
     remote::{ManifestCache, RemoteConnect, parse_digest},
+    run::TableChoice,
 };
 
 use crate::{
@@ -26,8 +27,12 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
         recorder: teller.recorder.clone(),
         notices: Vec::new(),
     };
-    let how =
-        How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
+    let made = tables(&args.tables);
+    let tables = match args.store {
+        Some(store) => TableChoice::Kept { store, otherwise: Some(Box::new(made)) },
+        None => made,
+    };
+    let how = How { max_tokens: args.max_tokens.into(), link: args.link, tables, layers: args.layers };
     let options = how.options(&machine, 1, args.output.trace.is_some());
     let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
     teller.run(runner, &inputs, machine.environment)

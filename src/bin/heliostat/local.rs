@@ -3,7 +3,6 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
 };
 
 use heliostat::{
@@ -11,9 +10,9 @@ use heliostat::{
     model::Model,
     net::{
         Link,
-        session::{Recorder, ServerContext, Span, Tables, chrome_trace},
+        session::{CorrelationStore, Quota, Recorder, ServerContext, Span, chrome_trace},
     },
-    protocol::{Circumstances, Settings, decide, parameter_set},
+    protocol::{Circumstances, Settings},
     report::{
         Report, RunOptions, Runner,
         file::{check_writable, write_whole},
@@ -28,6 +27,7 @@ use heliostat::{
 use crate::{
     args::{Demo, Engine, Local, NonlinearArgs, OutputArgs, PhaseChoice, TableArgs},
     failure::Failure,
+    offline::{self, Fill},
     output,
     progress::Bars,
 };
@@ -183,8 +183,11 @@ pub fn local(args: Local) -> Result<(), Failure> {
     if args.text.is_empty() && args.input.is_none() {
         return Err(Failure::new("there is nothing to run: give --text or --input"));
     }
-    if args.store.is_some() || !args.bucket.is_empty() {
-        return Err(Failure::new("--store and --bucket belong to --phase offline and --phase online"));
+    if !args.bucket.is_empty() {
+        return Err(Failure::new("--bucket belongs to --phase offline, and to `heliostat offline`"));
+    }
+    if args.store.is_some() {
+        return one_phase(args);
     }
     let texts = crate::args::Texts { text: args.text, text_pair: args.text_pair, input: args.input };
     let inputs = texts.read()?;
@@ -195,84 +198,44 @@ pub fn local(args: Local) -> Result<(), Failure> {
     run(&model, machine, &inputs, how, &args.output)
 }
 
-/// Correlations made in one run of the program and spent in another. The two parties keep theirs apart.
+/// With a store: correlations made in one run of the program and spent in another. The two parties keep theirs apart.
 fn one_phase(args: Local) -> Result<(), Failure> {
     let Some(store) = args.store else {
         return Err(Failure::new("--phase offline and --phase online need --store DIR"));
     };
     let texts = crate::args::Texts { text: args.text, text_pair: args.text_pair, input: args.input };
     let inputs = texts.read()?;
+    if inputs.is_empty() && args.phase != PhaseChoice::Offline {
+        return Err(Failure::new("there is nothing to run: give --text or --input"));
+    }
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
     let max_tokens = args.max_tokens.into();
     let server = server_context(&model, machine.backend.clone(), max_tokens)?
         .with_costs(machine.costs.clone())
-        .with_store(&store.join("server"))?;
+        .with_store(CorrelationStore::open(&store.join("server"))?);
     let client = store.join("client");
-    let how = How { max_tokens, link: args.link, tables: TableChoice::Kept(client.clone()), layers: args.layers };
-    if args.phase == PhaseChoice::Online {
-        if inputs.is_empty() {
-            return Err(Failure::new("there is nothing to run: give --text or --input"));
+    if args.phase == PhaseChoice::Offline {
+        let mut buckets = args.bucket;
+        for input in &inputs {
+            buckets.push(model.client().encode(&input.text, input.pair.as_deref(), max_tokens)?.bucket);
         }
-        return run_on(&server, &model, machine, &inputs, how, &args.output);
-    }
-    let mut buckets = args.bucket;
-    for input in &inputs {
-        buckets.push(model.client().encode(&input.text, input.pair.as_deref(), max_tokens)?.bucket);
-    }
-    if buckets.is_empty() {
-        return Err(Failure::new("there is nothing to prepare: give --bucket, --text or --input"));
-    }
-    prepare(&server, &model, machine, &buckets, &how, &client, &args.output)
-}
-
-/// Fills the stores, one correlation a bucket.
-fn prepare(
-    server: &ServerContext,
-    model: &Model,
-    machine: Machine,
-    buckets: &[usize],
-    how: &How,
-    store: &Path,
-    output: &OutputArgs,
-) -> Result<(), Failure> {
-    let teller = Teller::new(output)?;
-    let prepared = std::thread::scope(|scope| -> Result<Vec<serde_json::Value>, Failure> {
-        let mut connect = LocalConnect::new(scope, server, machine.backend.clone(), how.link, teller.recorder.clone());
-        let mut session = connect.connect()?.session;
-        let mut done = Vec::new();
-        for &bucket in buckets {
-            let (nonlinear, ot) = (how.layers.nonlinear, how.layers.ot);
-            let circumstances = machine.circumstances(how.link, 2);
-            let decision = decide(&model.client().graph(bucket)?, &parameter_set()?, nonlinear, ot, &circumstances)?;
-            let (before, start) = (session.cut(), Instant::now());
-            drop(session.offline(bucket, decision.settings, Tables::Keep(store.to_path_buf()))?);
-            teller.bars.clear();
-            let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
-            if !output.json && !output.quiet {
-                output::text(&format!(
-                    "prepared one inference of {bucket} tokens in {seconds:.3} s, {} up, {} down, {} rounds\n",
-                    print::bytes(traffic.bytes_up),
-                    print::bytes(traffic.bytes_down),
-                    traffic.rounds,
-                ))?;
-            }
-            done.push(serde_json::json!({
-                "bucket": bucket, "seconds": seconds, "bytes_up": traffic.bytes_up,
-                "bytes_down": traffic.bytes_down, "rounds": traffic.rounds,
-            }));
+        if buckets.is_empty() {
+            return Err(Failure::new("there is nothing to prepare: give --bucket, --text or --input"));
         }
-        session.close()?;
-        Ok(done)
-    })?;
-    let json = json_bytes(&serde_json::json!({ "prepared": prepared }))?;
-    if let Some(path) = &output.report {
-        write_whole(path, &json)?;
+        let fill = Fill { store: &client, quota: Quota::default(), buckets, count: 1, layers: args.layers };
+        return offline::locally(fill, &server, machine, args.link, &args.output);
     }
-    if output.json {
-        output::text(&String::from_utf8_lossy(&json))?;
-    }
-    Ok(())
+    let otherwise = (args.phase == PhaseChoice::Both).then(|| Box::new(tables(&args.tables)));
+    let tables = TableChoice::Kept { store: client, otherwise };
+    run_on(
+        &server,
+        &model,
+        machine,
+        &inputs,
+        How { max_tokens, link: args.link, tables, layers: args.layers },
+        &args.output,
+    )
 }
 
 fn run(model: &Model, machine: Machine, inputs: &[TextInput], how: How, output: &OutputArgs) -> Result<(), Failure> {

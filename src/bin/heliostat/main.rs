@@ -6,11 +6,14 @@ mod calibrate;
 mod failure;
 mod infer;
 mod local;
+mod offline;
 mod oracle;
 mod output;
 mod plan;
 mod progress;
 mod serve;
+mod store;
+mod synth;
 
 use std::process::ExitCode;
 
@@ -34,8 +37,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<(), Failure> {
-    if !matches!(command, Command::Serve(_)) {
-        failure::exit_on_interrupt()?;
+    match &command {
+        Command::Serve(_) => {}
+        command => failure::exit_on_interrupt(offline::leaves(command))?,
     }
     match command {
         Command::Demo(args) => local::demo(args),
@@ -43,6 +47,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => serve::serve(args),
         Command::Infer(args) => infer::infer(args),
         Command::Plan(args) => plan::plan(args),
+        Command::Offline(args) => offline::offline(args),
+        Command::Store(args) => store::store(args),
+        Command::Synth(args) => synth::synth(args),
         Command::Oracle(args) => oracle::oracle(args),
         Command::Accuracy(args) => accuracy::accuracy(args),
         Command::Calibrate(args) => calibrate::calibrate(args),

@@ -9,7 +9,7 @@ use heliostat::{
     model::Model,
     net::{
         Server, ServerOptions,
-        session::{Recorder, SessionError, serve_connection},
+        session::{CorrelationStore, Recorder, SessionError, serve_connection},
     },
     report::{
         local::server_context,
@@ -27,12 +27,20 @@ use crate::{
 
 /// `heliostat serve`.
 pub fn serve(args: Serve) -> Result<(), Failure> {
+    let store = match &args.store {
+        Some(dir) => Some(CorrelationStore::open(dir)?.with_quota(args.quota.quota())),
+        None if args.quota.is_empty() => None,
+        None => return Err(Failure::new("--max-disk and --max-count limit a store: give --store DIR, too")),
+    };
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     // The port before the device: what is taken is told at once.
     let server = Server::bind(&args.listen, ServerOptions::default())?;
     let machine = Machine::open(&args.engine)?;
-    let context =
+    let mut context =
         server_context(&model, machine.backend.clone(), args.max_tokens.into())?.with_costs(machine.costs.clone());
+    if let Some(store) = store {
+        context = context.with_store(store);
+    }
     stop_on_interrupt(server.stop())?;
     output::text(&format!(
         "listening on {}\nmodel {}\ndigest {}\nbackend {}: {}\nnotice: plain TCP, for clients on this machine only: nothing \
@@ -43,6 +51,9 @@ pub fn serve(args: Serve) -> Result<(), Failure> {
         machine.backend.info().kind,
         machine.environment.reason,
     ))?;
+    if let Some(dir) = &args.store {
+        output::line(&format!("store {}", dir.display()))?;
+    }
     if let Some(notice) = provenance_notice(Some(&model)) {
         output::line(&format!("notice: {notice}"))?;
     }

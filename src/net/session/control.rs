@@ -100,11 +100,7 @@ impl Control {
         let mut r = Reader::new("control message", payload);
         let message = match kind {
             0x01 => Self::AskManifest { cached: r.array("digest")? },
-            0x02 => Self::Manifest {
-                digest: r.array("digest")?,
-                length: r.u64("length")?,
-                store: r.array("store")?,
-            },
+            0x02 => Self::Manifest { digest: r.array("digest")?, length: r.u64("length")?, store: r.array("store")? },
             0x03 => Self::ManifestPart { bytes: r.bytes("part")?.to_vec() },
             0x05 => Self::Start {
                 session: r.array("session")?,
@@ -145,7 +141,13 @@ mod tests {
             Control::AskManifest { cached: [1; 32] },
             Control::Manifest { digest: [2; 32], length: 77, store: [6; 16] },
             Control::ManifestPart { bytes: vec![1, 2] },
-            Control::Start { session: [3; 16], tokens: 128, mode: Mode::Keep, settings: Settings::EXACT, store: [6; 16] },
+            Control::Start {
+                session: [3; 16],
+                tokens: 128,
+                mode: Mode::Keep,
+                settings: Settings::EXACT,
+                store: [6; 16],
+            },
             Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT, store: [6; 16] },
             Control::Kept,
             Control::Ready,

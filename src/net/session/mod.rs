@@ -20,8 +20,8 @@ pub use recorder::{Party, Phase, Progress, Recorder, Span, busy, chrome_trace, o
 pub use server::{ServerContext, serve_connection};
 pub use spool::{FileTables, TableChunk};
 pub use store::{
-    Binding, CorrelationStore, Entry, Observer, Prune, Quota, Removed, State, Step, StoreError, StoreId, Terms, inventory,
-    parameters_id, prune, session_name, stores_in, verify,
+    Binding, CorrelationStore, Entry, Observer, Prune, Quota, Removed, State, Step, StoreError, StoreId, Terms,
+    inventory, parameters_id, prune, session_name, stores_in, verify,
 };
 
 use super::{Lane, NetError};

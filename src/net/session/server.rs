@@ -260,13 +260,7 @@ impl Connection<'_> {
     }
 
     /// The online phase of a kept correlation.
-    fn resume(
-        &self,
-        session: SessionId,
-        tokens: usize,
-        settings: Settings,
-        peer: StoreId,
-    ) -> Result<(), SessionError> {
+    fn resume(&self, session: SessionId, tokens: usize, settings: Settings, peer: StoreId) -> Result<(), SessionError> {
         let refuse = |reason: String| self.say(&Control::Refused { reason });
         if let Some(reason) = self.refusal(tokens, settings) {
             return refuse(reason);

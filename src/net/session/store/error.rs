@@ -70,7 +70,9 @@ pub enum StoreError {
         what: String,
     },
     /// A correlation that was made for something else.
-    #[error("the correlation was made for another model, bucket, setting or peer; make a new one with `heliostat offline`")]
+    #[error(
+        "the correlation was made for another model, bucket, setting or peer; make a new one with `heliostat offline`"
+    )]
     Bound,
     /// A correlation that is not there (any more).
     #[error("this correlation was used before; make a new one with `heliostat offline`")]

@@ -129,13 +129,8 @@ impl Header {
         let settings = Settings::from_bytes(settings)?;
         let terms = Terms { digest, parameters, tokens, settings, peer: r.array("peer")? };
         let binding = Binding { terms, session: r.array("session")? };
-        let header = Self {
-            binding,
-            party,
-            created: r.u64("age")?,
-            tables: r.u64("tables")?,
-            nonce: r.array("nonce")?,
-        };
+        let header =
+            Self { binding, party, created: r.u64("age")?, tables: r.u64("tables")?, nonce: r.array("nonce")? };
         r.finish()?;
         Ok(header)
     }

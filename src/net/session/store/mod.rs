@@ -162,7 +162,8 @@ impl CorrelationStore {
             // A file that goes while it is looked at takes no room.
             bytes += entry.metadata().map_or(0, |m| m.len());
             let name = entry.file_name();
-            held += usize::from(matches!(Path::new(&name).extension().and_then(|e| e.to_str()), Some("client" | "server")));
+            held +=
+                usize::from(matches!(Path::new(&name).extension().and_then(|e| e.to_str()), Some("client" | "server")));
         }
         match (self.quota.count, self.quota.bytes) {
             (Some(most), _) if held + count > most => {
@@ -227,7 +228,8 @@ impl CorrelationStore {
         }
         if found.is_empty() {
             let there: Vec<_> = others.iter().filter(|(n, _)| *n > 0).map(|(n, why)| format!("{n} {why}")).collect();
-            let there = if there.is_empty() { "it holds none".into() } else { format!("it holds {}", there.join(", ")) };
+            let there =
+                if there.is_empty() { "it holds none".into() } else { format!("it holds {}", there.join(", ")) };
             return Err(StoreError::Nothing { dir: self.dir.clone(), reason: there });
         }
         found.sort_unstable_by_key(|(created, binding)| (*created, binding.session));
@@ -301,7 +303,13 @@ impl CorrelationStore {
     }
 
     /// Reads the box that follows a header.
-    fn open_box(&self, path: &Path, mut file: File, header: &Header, aad: &[u8]) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+    fn open_box(
+        &self,
+        path: &Path,
+        mut file: File,
+        header: &Header,
+        aad: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let mut sealed = Vec::new();
         file.read_to_end(&mut sealed).map_err(StoreError::io("read", path))?;
         let opened = self.cipher().decrypt(&XNonce::from(header.nonce), Payload { msg: &sealed, aad });

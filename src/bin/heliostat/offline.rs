@@ -1,0 +1,171 @@
+//! `offline`: inferences prepared ahead of their texts.
+
+use std::{path::Path, time::Instant};
+
+use heliostat::{
+    model::Model,
+    net::{
+        Link,
+        session::{CorrelationStore, Quota, ServerContext, Tables, chrome_trace},
+    },
+    protocol::{Circumstances, decide, parameter_set},
+    report::{
+        file::write_whole,
+        local::{LocalConnect, server_context},
+        print,
+        remote::{ManifestCache, RemoteConnect, parse_digest},
+        run::Connect,
+    },
+};
+use serde::Serialize;
+
+use crate::{
+    args::{Command, NonlinearArgs, Offline, OutputArgs},
+    failure::Failure,
+    local::{Machine, Teller, json_bytes},
+    output,
+};
+
+/// What to prepare, and where it goes.
+pub struct Fill<'a> {
+    /// The client's store.
+    pub store: &'a Path,
+    pub quota: Quota,
+    /// Buckets, each as often as it is wanted in `count` rounds.
+    pub buckets: Vec<usize>,
+    pub count: u32,
+    pub layers: NonlinearArgs,
+}
+
+#[derive(Serialize)]
+struct Prepared {
+    bucket: usize,
+    seconds: f64,
+    bytes_up: u64,
+    bytes_down: u64,
+    rounds: u64,
+}
+
+/// What an interrupted command leaves behind.
+pub fn leaves(command: &Command) -> &'static str {
+    match command {
+        Command::Offline(_) => {
+            "what was prepared before is kept, and `heliostat store prune` removes what was in work when it ended"
+        }
+        Command::Synth(_) => "a folder `.heliostat-synth-..` may be left beside the one that was to be made",
+        _ => "nothing was left behind",
+    }
+}
+
+/// `heliostat offline`.
+pub fn offline(args: Offline) -> Result<(), Failure> {
+    let client = if args.model.is_some() { args.store.join("client") } else { args.store.clone() };
+    let fill = Fill {
+        store: &client,
+        quota: args.quota.quota(),
+        buckets: args.bucket,
+        count: args.count,
+        layers: args.layers,
+    };
+    let Some(dir) = &args.model else {
+        let expected = args.model_digest.as_deref().map(parse_digest).transpose()?;
+        let cache = args.cache.clone().or_else(ManifestCache::default_dir);
+        // What is wrong with the store is told before the work.
+        CorrelationStore::open(&client)?;
+        let teller = Teller::new(&args.output)?;
+        let machine = Machine::open(&args.engine)?;
+        let connect = RemoteConnect {
+            server: args.connect.unwrap_or_default(),
+            expected,
+            cache: cache.as_deref().map(ManifestCache::new),
+            backend: machine.backend.clone(),
+            recorder: teller.recorder.clone(),
+            notices: Vec::new(),
+        };
+        return prepare(connect, fill, &machine.circumstances(args.link, 1), &teller);
+    };
+    CorrelationStore::open(&client)?;
+    let server = CorrelationStore::open(&args.store.join("server"))?.with_quota(fill.quota);
+    let model = Model::load_with(dir, args.calibration.as_deref())?;
+    let machine = Machine::open(&args.engine)?;
+    let largest = fill.buckets.iter().copied().max().unwrap_or(0);
+    let server =
+        server_context(&model, machine.backend.clone(), largest)?.with_costs(machine.costs.clone()).with_store(server);
+    locally(fill, &server, machine, args.link, &args.output)
+}
+
+/// Prepares with a server of this process.
+pub fn locally(
+    fill: Fill<'_>,
+    server: &ServerContext,
+    machine: Machine,
+    link: Link,
+    output: &OutputArgs,
+) -> Result<(), Failure> {
+    let teller = Teller::new(output)?;
+    let circumstances = machine.circumstances(link, 2);
+    std::thread::scope(|scope| {
+        let connect = LocalConnect::new(scope, server, machine.backend.clone(), link, teller.recorder.clone());
+        prepare(connect, fill, &circumstances, &teller)
+    })
+}
+
+/// Prepares over one connection. What was prepared before a failure is kept and told.
+fn prepare(
+    mut connect: impl Connect,
+    fill: Fill<'_>,
+    circumstances: &Circumstances,
+    teller: &Teller<'_>,
+) -> Result<(), Failure> {
+    let output = teller.args;
+    let connected = connect.connect()?;
+    let (mut session, model) = (connected.session, connected.model);
+    let wanted = fill.buckets.len() * fill.count as usize;
+    let (mut done, mut failed) = (Vec::new(), None);
+    let mut settings = Vec::new();
+    for &bucket in &fill.buckets {
+        let decision =
+            decide(&model.graph(bucket)?, &parameter_set()?, fill.layers.nonlinear, fill.layers.ot, circumstances)?;
+        settings.push((bucket, decision.settings));
+    }
+    // Round by round, so that a quota does not starve the last bucket.
+    for (bucket, settings) in (0..fill.count).flat_map(|_| settings.iter().copied()) {
+        let (before, start) = (session.cut(), Instant::now());
+        let tables = Tables::Keep { store: fill.store.to_path_buf(), quota: fill.quota };
+        let result = session.offline(bucket, settings, tables);
+        teller.bars.clear();
+        match result {
+            Ok(prepared) => drop(prepared),
+            Err(e) => {
+                failed = Some(e.to_string());
+                break;
+            }
+        }
+        let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
+        let (bytes_up, bytes_down, rounds) = (traffic.bytes_up, traffic.bytes_down, traffic.rounds);
+        if !output.json && !output.quiet {
+            output::text(&format!(
+                "prepared one inference of {bucket} tokens in {seconds:.3} s, {} up, {} down, {rounds} rounds\n",
+                print::bytes(bytes_up),
+                print::bytes(bytes_down),
+            ))?;
+        }
+        done.push(Prepared { bucket, seconds, bytes_up, bytes_down, rounds });
+    }
+    let count = done.len();
+    let json = json_bytes(&serde_json::json!({ "prepared": done }))?;
+    if let Some(path) = &output.report {
+        write_whole(path, &json)?;
+    }
+    if let Some(path) = &output.trace {
+        write_whole(path, &serde_json::to_vec(&chrome_trace(&teller.recorder.take()))?)?;
+    }
+    if output.json {
+        output::text(&String::from_utf8_lossy(&json))?;
+    }
+    match failed {
+        None => Ok(session.close()?),
+        Some(why) if count == 0 => Err(Failure::new(why)),
+        Some(why) => Err(Failure::new(format!("{count} of {wanted} inferences are prepared and kept; then: {why}"))),
+    }
+}
