@@ -565,7 +565,7 @@ mod tests {
             let error = result.unwrap_err().to_string();
             assert!(error.contains("1 correlations are kept and 1 are allowed"), "{error}");
         }
-        let store = store.with_quota(Quota { count: None, bytes: Some(500) });
+        let store = store.with_quota(Quota { count: None, bytes: Some(400) });
         assert!(matches!(store.room(400), Err(StoreError::Full { .. })));
         assert!(matches!(store.put_server(&another, &server(&mut rng)), Err(StoreError::Full { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "key and one correlation");
