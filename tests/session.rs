@@ -91,7 +91,8 @@ fn several_inferences_over_one_connection_equal_the_oracle() {
 fn homomorphic_work_online_equals_the_oracle() {
     let model = model();
     let dir = tempfile::tempdir().unwrap();
-    let context = Arc::new(Arc::into_inner(context(&model)).unwrap().with_store(&dir.path().join("server")).unwrap());
+    let store = CorrelationStore::open(&dir.path().join("server")).unwrap();
+    let context = Arc::new(Arc::into_inner(context(&model)).unwrap().with_store(store));
     for (linear, products) in [(LinearMode::Offline, ProductMode::Fhgs), (LinearMode::Online, ProductMode::Fhgs)] {
         let settings = Settings { linear, products, ..Settings::EXACT };
         let (client, server) = memory_pair(256 << 20);
@@ -121,7 +122,8 @@ fn homomorphic_work_online_equals_the_oracle() {
         }
         assert_eq!(bytes[0], bytes[1]);
         assert!(costs.online.products > 0 && bytes[0][3] > costs.online.bytes_down);
-        let kept = session.offline(8, settings, Tables::Keep(dir.path().join("client"))).err().unwrap();
+        let keep = Tables::Keep { store: dir.path().join("client"), quota: Quota::default() };
+        let kept = session.offline(8, settings, keep).err().unwrap();
         assert!(kept.to_string().contains("cannot be kept"), "{kept}");
         drop(session);
         served.join().unwrap().unwrap_err();

@@ -23,7 +23,9 @@ use crate::{
             busy, overlap,
         },
     },
-    protocol::{Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, Settings, decide_with, parameter_set},
+    protocol::{
+        Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, ProtocolError, Settings, decide_with, parameter_set,
+    },
 };
 
 /// How garbled tables are kept between the phases.
@@ -49,14 +51,18 @@ impl TableChoice {
         session: &mut ClientSession,
         bucket: usize,
         settings: Settings,
-    ) -> Result<(Prepared, &'static str, Option<String>), SessionError> {
+    ) -> Result<(Prepared, Making, Option<String>), SessionError> {
         match self {
-            Self::Spool(dir) => Ok((session.offline(bucket, settings, Tables::Spool(dir.clone()))?, "spooled", None)),
-            Self::Interleaved => Ok((session.offline(bucket, settings, Tables::Interleaved)?, "interleaved", None)),
+            Self::Spool(dir) => {
+                Ok((session.offline(bucket, settings, Tables::Spool(dir.clone()))?, Making::Offline, None))
+            }
+            Self::Interleaved => {
+                Ok((session.offline(bucket, settings, Tables::Interleaved)?, Making::Interleaved, None))
+            }
             Self::Kept { store, otherwise } => {
                 let kept = CorrelationStore::open_existing(store).map_err(SessionError::from);
                 match (kept.and_then(|store| session.resume(&store, bucket, settings)), otherwise) {
-                    (Ok(prepared), _) => Ok((prepared, "kept", None)),
+                    (Ok(prepared), _) => Ok((prepared, Making::Before, None)),
                     (Err(e), Some(otherwise)) if is_want(&e) => {
                         let (prepared, how, _) = otherwise.prepare(session, bucket, settings)?;
                         Ok((prepared, how, Some(format!("prepared while it was waited for, since {e}"))))
@@ -72,7 +78,9 @@ impl TableChoice {
 fn is_want(e: &SessionError) -> bool {
     matches!(
         e,
-        SessionError::Store(StoreError::Nothing { .. } | StoreError::NotAStore { .. }) | SessionError::Refused { .. }
+        SessionError::Store(StoreError::Nothing { .. } | StoreError::NotAStore { .. })
+            | SessionError::Protocol(ProtocolError::NotKept)
+            | SessionError::Refused { .. }
     )
 }
 
@@ -165,16 +173,10 @@ struct Totals {
     /// Elements and bytes of layers on shares.
     shared: (u64, u64),
     ots: u64,
-<<<<<<< HEAD
     /// The server's homomorphic work, offline and online.
     he: [HePhaseReport; 2],
-=======
     /// Inferences by how their tables were kept.
     tables: BTreeMap<&'static str, usize>,
-    /// What the plans say of the server's work, for where it is another process.
-    products: u64,
-    key_switches: u64,
->>>>>>> 8775f02 (Store of correlations: bound to peer and parameters, digests of tables, quotas, inventory, verify, prune)
     /// Sum of the inferences' statistical distances.
     distance: f64,
     client: HeCounters,
@@ -316,17 +318,17 @@ impl<'a, C: Connect> Runner<'a, C> {
         let start = Instant::now();
         let counted = self.connect.server_counters();
         let decision = self.decision(model, encoded.bucket)?;
-        let (prepared, how, notice) = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
-        *self.report.tables.entry(how).or_insert(0) += 1;
+        let (prepared, making, notice) = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
+        let kept = match making {
+            Making::Offline => "spooled",
+            Making::Interleaved => "interleaved",
+            Making::Before => "kept",
+        };
+        *self.report.tables.entry(kept).or_insert(0) += 1;
         self.report.notices.extend(notice.filter(|n| !self.report.notices.contains(n)));
         let made = session.cut();
         entry.offline = Some(totals(start.elapsed().as_secs_f64(), &made.since(&before)));
         let plan = prepared.plan().clone();
-        let making = match self.options.tables {
-            TableChoice::Spool(_) => Making::Offline,
-            TableChoice::Interleaved => Making::Interleaved,
-            TableChoice::Kept(_) => Making::Before,
-        };
         self.report.predicted += predict(&plan, &self.options.circumstances, making)?;
         self.report.and_gates += plan.and_gates();
         self.report.table_bytes += plan.table_bytes();

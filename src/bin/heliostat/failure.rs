@@ -53,7 +53,7 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     let text = e.render().to_string();
     if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         complain(
-            "say what to do: demo, local, serve, infer, offline, store, oracle, accuracy, calibrate, synth or doctor; `heliostat --help` explains \
+            "say what to do: demo, local, serve, infer, plan, offline, store, oracle, accuracy, calibrate, synth or doctor; `heliostat --help` explains \
              them",
         );
         return ExitCode::from(2);

@@ -3,8 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use heliostat::{
+    model::{GraphOptions, Lookup, Rings},
     net::session::{Entry, Party, Prune, State, inventory, prune, session_name, stores_in, verify},
-    protocol::Settings,
+    protocol::{PackingKind, Settings},
     report::{print, run::hex},
 };
 
@@ -151,7 +152,21 @@ fn party(party: Party) -> &'static str {
 }
 
 fn settings(s: &Settings) -> String {
-    format!("{}, {} OTs, {}", s.methods, s.ot.name(), s.layout.name())
+    let mut text = format!("{}, {} OTs, {}", s.methods, s.ot.name(), s.layout.name());
+    if s.packing != PackingKind::default() {
+        text += &format!(", {}", s.packing.name());
+    }
+    let GraphOptions { merge, rings, lookup } = s.graph;
+    if !merge.is_empty() {
+        text += &format!(", merged {merge}");
+    }
+    if rings != Rings::default() {
+        text += ", prime rings";
+    }
+    if lookup != Lookup::default() {
+        text += ", private lookup";
+    }
+    text
 }
 
 fn age(seconds: u64) -> String {

@@ -46,10 +46,10 @@ pub(super) enum Mode {
 
 /// What opens an inference, or with `resume` the online phase of one that was prepared: its messages on the control lane.
 pub fn opening(resume: bool) -> Flow {
-    let (session, settings) = ([0; 16], Settings::EXACT);
+    let (session, settings, store) = ([0; 16], Settings::EXACT, [0; 16]);
     let asked = match resume {
-        true => Control::Resume { session, tokens: 0, settings },
-        false => Control::Start { session, tokens: 0, mode: Mode::Direct, settings },
+        true => Control::Resume { session, tokens: 0, settings, store },
+        false => Control::Start { session, tokens: 0, mode: Mode::Direct, settings, store },
     };
     let (up, down) = (asked.encode().len() as u64, Control::Ready.encode().len() as u64);
     Flow { up, down, messages_up: 1, messages_down: 1 }
