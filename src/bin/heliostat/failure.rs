@@ -52,6 +52,10 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     }
     let text = e.render().to_string();
     if e.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        if text.contains("Usage: heliostat store") {
+            complain("say what to do with the store: ls, verify or prune; `heliostat store --help` explains them");
+            return ExitCode::from(2);
+        }
         complain(
             "say what to do: demo, local, serve, infer, plan, offline, store, oracle, accuracy, calibrate, synth or doctor; `heliostat --help` explains \
              them",

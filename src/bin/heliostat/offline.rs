@@ -46,12 +46,14 @@ struct Prepared {
     rounds: u64,
 }
 
+const KEPT: &str = "the store keeps what is ready, and `heliostat store prune` removes what was in work";
+
 /// What an interrupted command leaves behind.
 pub fn leaves(command: &Command) -> &'static str {
     match command {
-        Command::Offline(_) => {
-            "what was prepared before is kept, and `heliostat store prune` removes what was in work when it ended"
-        }
+        Command::Offline(_) => KEPT,
+        Command::Local(args) if args.store.is_some() => KEPT,
+        Command::Infer(args) if args.store.is_some() => KEPT,
         Command::Synth(_) => "a folder `.heliostat-synth-..` may be left beside the one that was to be made",
         _ => "nothing was left behind",
     }
