@@ -221,11 +221,11 @@ fn fill_and_spend(stores: &Both) -> ! {
     println!("begin");
     let mut rng = SecureRng::from_os().unwrap();
     loop {
-        let held = inventory(&stores.dir.join("client")).unwrap().len();
-        if u32::from(rng.bytes32()[0]) * 8 / 256 >= held as u32 / 2 {
+        let held = inventory(&stores.dir.join("client")).unwrap();
+        let ready = held.iter().filter(|e| e.state == State::Ready).count();
+        // From 0 to 7: the more there are, the likelier one is spent.
+        if usize::from(rng.bytes32()[0] >> 5) >= ready || !stores.spend() {
             stores.fill(&mut rng);
-        } else {
-            stores.spend();
         }
     }
 }
