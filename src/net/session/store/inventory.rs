@@ -279,7 +279,8 @@ pub fn prune(dir: &Path, what: &Prune, now: u64) -> Result<Vec<Removed>, StoreEr
             Err(e) => e.kind() == std::io::ErrorKind::NotFound,
             Ok(()) => true,
         };
-        let gone = entry.files.iter().map(removed).fold(true, |all, one| all && one);
+        // All are tried, whatever becomes of the first.
+        let gone = entry.files.iter().filter(|path| !removed(path)).count() == 0;
         Removed { entry, gone }
     };
     Ok(entries.into_iter().filter(goes).map(remove).collect())
