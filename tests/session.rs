@@ -14,7 +14,7 @@ use heliostat::{
             StoreError, Tables, chrome_trace, overlap, serve_connection, session_name,
         },
     },
-    protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings, parameter_set},
+    protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings},
 };
 
 fn model() -> Model {
@@ -101,7 +101,7 @@ fn homomorphic_work_online_equals_the_oracle() {
             move || serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
         });
         let mut session = connect(client, &model, Recorder::default()).unwrap();
-        let costs = session.plan(8, settings).unwrap().he_costs(&parameter_set().unwrap());
+        let costs = session.plan(8, settings).unwrap().he_costs().unwrap();
         let mut bytes = Vec::new();
         for text in ["a warm and funny film", "so"] {
             let counters = [context.he_counters()];

@@ -210,7 +210,7 @@ fn layout(
     let mut best = None;
     for layout in Layout::ALL {
         let settings = Settings { layout, ..base };
-        let counts = he_costs(&he_items(graph, params, &settings)?, params, &settings).total();
+        let counts = he_costs(&he_items(graph, params, &settings)?, &settings)?.total();
         let work = counts.server_ntts as f64 + PRODUCT * counts.products as f64 * params.limbs() as f64;
         let seconds = work * c.ntt + (counts.bytes_up + counts.bytes_down) as f64 * c.byte;
         if best.is_none_or(|(least, _)| seconds < least) {

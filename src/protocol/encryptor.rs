@@ -4,13 +4,15 @@ use std::{collections::HashSet, sync::Arc};
 
 use zeroize::Zeroizing;
 
-use super::{HeInput, HeItem, Message, Plan, ProtocolError, Result, SecretVec, ShareBoard, he_plan::add_cross_term};
+use super::{
+    HeInput, HeItem, KeySets, Message, Plan, ProtocolError, Result, SecretVec, ShareBoard, he_plan::add_cross_term,
+};
 use crate::{arith::sample::SecureRng, he::HeClient as HeKeys, packing::Packing};
 
 /// Keys, and what the server holds of one inference.
 pub struct Encryptor {
     plan: Arc<Plan>,
-    keys: Arc<HeKeys>,
+    keys: KeySets<HeKeys>,
     rng: SecureRng,
     /// Inputs of linear nodes that the server has got.
     uploaded: HashSet<HeInput>,
@@ -18,7 +20,7 @@ pub struct Encryptor {
 
 impl Encryptor {
     /// One that has sent nothing yet.
-    pub fn new(plan: Arc<Plan>, keys: Arc<HeKeys>, rng: SecureRng) -> Self {
+    pub fn new(plan: Arc<Plan>, keys: KeySets<HeKeys>, rng: SecureRng) -> Self {
         Self { plan, keys, rng, uploaded: HashSet::new() }
     }
 
@@ -35,11 +37,11 @@ impl Encryptor {
                     if self.uploaded.insert(*input) {
                         let share = board.expect(&plan.graph, input.edge)?;
                         let x = &share[..input.rows * plan.graph.edge(input.edge).cols];
-                        matrices.push(self.encrypt(&**packing, index, x)?);
+                        matrices.push(self.encrypt(item, &**packing, index, x)?);
                     }
                 }
             }
-            HeItem::Product(terms) => {
+            HeItem::Product(terms, _) => {
                 for (terms, packing) in terms {
                     let mut x = Zeroizing::new(Vec::new());
                     for term in terms {
@@ -47,16 +49,17 @@ impl Encryptor {
                         let edge = plan.graph.edge(id);
                         x.extend(cut.take(&board.expect(&plan.graph, id)?, edge.rows, edge.cols));
                     }
-                    matrices.push(self.encrypt(&**packing, 0, &x)?);
+                    matrices.push(self.encrypt(item, &**packing, 0, &x)?);
                 }
             }
         }
         Ok(Message::HeUpload { item: item as u32, matrices })
     }
 
-    fn encrypt(&mut self, packing: &dyn Packing, index: usize, x: &[u64]) -> Result<Vec<u8>> {
-        let ciphertexts = packing.encrypt_input(&self.keys, index, x, &mut self.rng)?;
-        Ok(ciphertexts.to_bytes(self.keys.context().params()))
+    fn encrypt(&mut self, item: usize, packing: &dyn Packing, index: usize, x: &[u64]) -> Result<Vec<u8>> {
+        let keys = self.keys.get(self.plan.he[item].1.set())?;
+        let ciphertexts = packing.encrypt_input(keys, index, x, &mut self.rng)?;
+        Ok(ciphertexts.to_bytes(keys.context().params()))
     }
 
     /// The client's part of an item's result, in the shape and ring of the node's output.
@@ -67,9 +70,10 @@ impl Encryptor {
         let (id, work) = &self.plan.he[item];
         let graph = &self.plan.graph;
         let edge = graph.edge(graph.node(*id).output);
+        let keys = self.keys.get(work.set())?;
         let read = |packing: &dyn Packing, bytes: &[u8]| -> Result<Zeroizing<Vec<u64>>> {
-            let response = packing.read_output(self.keys.context().params(), bytes)?;
-            Ok(Zeroizing::new(packing.decrypt_output(&self.keys, &response)?))
+            let response = packing.read_output(keys.context().params(), bytes)?;
+            Ok(Zeroizing::new(packing.decrypt_output(keys, &response)?))
         };
         match (work, responses) {
             (HeItem::Linear(_, packing), [response]) => {
@@ -77,7 +81,7 @@ impl Encryptor {
                 let share = read(&**packing, response)?;
                 Ok(SecretVec::new(share.iter().map(|&x| edge.ring.reduce(x)).collect()))
             }
-            (HeItem::Product(terms), responses) if responses.len() == terms.len() => {
+            (HeItem::Product(terms, _), responses) if responses.len() == terms.len() => {
                 let mut sum = SecretVec::new(vec![0; edge.len()]);
                 for ((terms, packing), response) in terms.iter().zip(responses) {
                     let values = read(&**packing, response)?;

@@ -13,7 +13,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    HeInput, HeItem, HePhase, Plan, ProtocolError, Result, SecretVec, WorkSpan, he_plan::add_cross_term,
+    HeInput, HeItem, HePhase, KeySets, Plan, ProtocolError, Result, SecretVec, WorkSpan, he_plan::add_cross_term,
     operands::Operands, weights::linear_weights,
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 pub struct Evaluator {
     plan: Arc<Plan>,
     weights: Arc<ServerWeights>,
-    keys: Arc<HeKeys>,
+    keys: KeySets<HeKeys>,
     rng: SecureRng,
     /// Encrypted inputs of linear nodes, and how many items are still to read each.
     inputs: HashMap<HeInput, LoadedInput>,
@@ -66,7 +66,7 @@ type Graph = TaskGraph<'static, HeError>;
 
 impl Evaluator {
     /// One that has got nothing yet.
-    pub fn new(plan: Arc<Plan>, weights: Arc<ServerWeights>, keys: Arc<HeKeys>, rng: SecureRng) -> Self {
+    pub fn new(plan: Arc<Plan>, weights: Arc<ServerWeights>, keys: KeySets<HeKeys>, rng: SecureRng) -> Self {
         let mut readers = HashMap::new();
         for (_, work) in &plan.he {
             if let HeItem::Linear(inputs, _) = work {
@@ -107,7 +107,7 @@ impl Evaluator {
             if let HeItem::Linear(_, packing) = work
                 && work.phase(&plan.settings) == HePhase::Online
             {
-                let prepared = self.weights(*id, &**packing)?;
+                let prepared = self.weights(*id, work, &**packing)?;
                 self.prepared.insert(item, prepared);
             }
         }
@@ -120,11 +120,12 @@ impl Evaluator {
     /// Another number of matrices than are missing, or bytes that are not ciphertexts.
     pub fn load(&mut self, item: usize, matrices: Vec<Vec<u8>>) -> Result<()> {
         let plan = self.plan.clone();
+        let keys = self.keys.get(plan.he[item].1.set())?;
         let mut matrices = matrices.into_iter();
         let mut read = |packing: &dyn Packing, index: usize| -> Result<LoadedInput> {
             let bytes = matrices.next().ok_or_else(|| wrong(item))?;
-            let ciphertexts = packing.read_input(self.keys.context().params(), index, &bytes)?;
-            Ok(packing.load_input(&self.keys, index, Arc::new(ciphertexts))?)
+            let ciphertexts = packing.read_input(keys.context().params(), index, &bytes)?;
+            Ok(packing.load_input(keys, index, Arc::new(ciphertexts))?)
         };
         match &plan.he[item].1 {
             HeItem::Linear(inputs, packing) => {
@@ -134,7 +135,7 @@ impl Evaluator {
                     }
                 }
             }
-            HeItem::Product(terms) => {
+            HeItem::Product(terms, _) => {
                 let loaded = terms.iter().map(|(_, packing)| read(&**packing, 0)).collect::<Result<Vec<_>>>()?;
                 self.operands.insert(item, loaded);
             }
@@ -151,17 +152,18 @@ impl Evaluator {
     /// Inputs that have not come, or a failing device.
     pub fn start_linear(&mut self, item: usize) -> Result<()> {
         let plan = self.plan.clone();
-        let (id, HeItem::Linear(inputs, packing)) = &plan.he[item] else { return Err(wrong(item)) };
-        let id = *id;
+        let (id, work) = &plan.he[item];
+        let HeItem::Linear(inputs, packing) = work else { return Err(wrong(item)) };
+        let (id, keys) = (*id, self.keys.get(work.set())?.clone());
         let loaded = inputs.iter().map(|input| self.inputs.get(input).cloned().ok_or_else(|| wrong(item)));
         let loaded = loaded.collect::<Result<Vec<_>>>()?;
         let weights = match self.prepared.remove(&item) {
             Some(prepared) => prepared,
-            None => self.weights(id, &**packing)?,
+            None => self.weights(id, work, &**packing)?,
         };
         let node = plan.graph.node(id);
         let mut graph = Graph::new();
-        let product = packing.add(&mut graph, &node.name, &self.keys, &loaded, &weights, &mut self.rng)?;
+        let product = packing.add(&mut graph, &node.name, &keys, &loaded, &weights, &mut self.rng)?;
         // Memory: an input's ciphertexts go with their last reader.
         for input in inputs {
             let left = self.readers.get_mut(input).map_or(0, |left| {
@@ -174,22 +176,22 @@ impl Evaluator {
         }
         let ring = plan.graph.edge(node.output).ring;
         let result = Arc::new(Slot::new());
-        let task = self.writing(&node.name, [&**packing].into_iter(), product.tasks());
-        let (keys, packing, out) = (self.keys.clone(), packing.clone(), result.clone());
+        let task = writing(&keys, &node.name, [&**packing].into_iter(), product.tasks());
+        let (on, packing, out) = (keys.clone(), packing.clone(), result.clone());
         graph.add(task, move || {
             let (response, mask) = product.collect()?;
             let mask = Zeroizing::new(mask);
             // In the ring of the inputs; the output's is at most as wide.
             let share = SecretVec::new(mask.iter().map(|&z| ring.reduce(z)).collect());
-            let responses = vec![packing.write_output(keys.context().params(), &response)];
+            let responses = vec![packing.write_output(on.context().params(), &response)];
             out.put(Evaluated { item, node: id, responses, share });
             Ok(())
         });
-        self.submit(item, id, graph, result)
+        self.submit(&keys, (item, id), graph, result)
     }
 
     /// The blocks of a linear node's matrix, as its packing wants them.
-    fn weights(&self, id: NodeId, packing: &dyn Packing) -> Result<PreparedWeights> {
+    fn weights(&self, id: NodeId, work: &HeItem, packing: &dyn Packing) -> Result<PreparedWeights> {
         let view = linear_weights(&self.weights, &self.plan.graph, id)?;
         let weights = Zeroizing::new(view.weights.iter().map(|&w| i64::from(w)).collect::<Vec<i64>>());
         let mut rest: &[i64] = &weights;
@@ -199,7 +201,7 @@ impl Evaluator {
             blocks.push(block);
             rest = tail;
         }
-        Ok(packing.prepare_weights(&self.keys, &blocks)?)
+        Ok(packing.prepare_weights(self.keys.get(work.set())?, &blocks)?)
     }
 
     /// Hands the tasks of a product's cross terms over, once its operands are loaded: the client's right operand times `left`,
@@ -209,8 +211,8 @@ impl Evaluator {
     /// Operands that have not come, or a failing device.
     pub fn start_product(&mut self, item: usize, left: &[u64], right: &[u64]) -> Result<()> {
         let plan = self.plan.clone();
-        let (id, HeItem::Product(terms)) = &plan.he[item] else { return Err(wrong(item)) };
-        let id = *id;
+        let (id, HeItem::Product(terms, set)) = &plan.he[item] else { return Err(wrong(item)) };
+        let (id, keys) = (*id, self.keys.get(*set)?.clone());
         let node = plan.graph.node(id);
         let operands = Operands::of(&plan.graph, id)?;
         let loaded = self.operands.remove(&item).ok_or_else(|| wrong(item))?;
@@ -228,16 +230,16 @@ impl Evaluator {
                 let cut = Zeroizing::new(term.operand.take(share, edge.rows, edge.cols));
                 operand.extend(cut.iter().map(|&x| t.to_signed(x)));
             }
-            let weights = packing.prepare_weights(&self.keys, &[&operand])?;
+            let weights = packing.prepare_weights(&keys, &[&operand])?;
             let name = format!("{} term {number}", node.name);
-            products.push(packing.add(&mut graph, &name, &self.keys, &[input], &weights, &mut self.rng)?);
+            products.push(packing.add(&mut graph, &name, &keys, &[input], &weights, &mut self.rng)?);
         }
         let after = products.iter().flat_map(PendingProduct::tasks).collect();
-        let task = self.writing(&node.name, terms.iter().map(|(_, packing)| &**packing), after);
+        let task = writing(&keys, &node.name, terms.iter().map(|(_, packing)| &**packing), after);
         let result = Arc::new(Slot::new());
-        let (keys, out, plan) = (self.keys.clone(), result.clone(), plan.clone());
+        let (on, out, plan) = (keys.clone(), result.clone(), plan.clone());
         graph.add(task, move || {
-            let (model, HeItem::Product(terms)) = (&plan.graph, &plan.he[item].1) else { return Ok(()) };
+            let (model, HeItem::Product(terms, _)) = (&plan.graph, &plan.he[item].1) else { return Ok(()) };
             let mut responses = Vec::with_capacity(terms.len());
             let mut share = SecretVec::new(vec![0; model.edge(model.node(id).output).len()]);
             for ((terms, packing), product) in terms.iter().zip(&products) {
@@ -247,12 +249,12 @@ impl Evaluator {
                 for (term, part) in terms.iter().zip(z.chunks_exact(rows * cols)) {
                     add_cross_term(model, id, term, part, cols, &mut share);
                 }
-                responses.push(packing.write_output(keys.context().params(), &response));
+                responses.push(packing.write_output(on.context().params(), &response));
             }
             out.put(Evaluated { item, node: id, responses, share });
             Ok(())
         });
-        self.submit(item, id, graph, result)
+        self.submit(&keys, (item, id), graph, result)
     }
 
     /// Waits for the oldest item in work, if there is one.
@@ -266,20 +268,26 @@ impl Evaluator {
         Ok(Some(result.take().ok_or_else(|| wrong(item))?))
     }
 
-    fn submit(&mut self, item: usize, node: NodeId, graph: Graph, result: Arc<Slot<Evaluated>>) -> Result<()> {
-        let scheduler = self.keys.context().scheduler()?;
+    fn submit(
+        &mut self,
+        keys: &HeKeys,
+        (item, node): (usize, NodeId),
+        graph: Graph,
+        result: Arc<Slot<Evaluated>>,
+    ) -> Result<()> {
+        let scheduler = keys.context().scheduler()?;
         let start = Instant::now();
         let job = scheduler.submit(graph).map_err(into_he_error)?;
         self.in_work.push_back(InWork { item, node, start, job, result });
         Ok(())
     }
+}
 
-    /// The task that writes an item's responses once its products are done.
-    fn writing<'a>(&self, name: &str, packings: impl Iterator<Item = &'a dyn Packing>, after: Vec<TaskId>) -> Task {
-        let bytes = packings.map(|p| p.counts().bytes_down).sum();
-        let seconds = self.keys.context().estimate(Work { samples: bytes / 16, ..Work::default() });
-        Task::new(format!("{name}: write"), Demand::threads(1)).seconds(seconds).bytes(bytes).after(after)
-    }
+/// The task that writes an item's responses once its products are done.
+fn writing<'a>(keys: &HeKeys, name: &str, packings: impl Iterator<Item = &'a dyn Packing>, after: Vec<TaskId>) -> Task {
+    let bytes = packings.map(|p| p.counts().bytes_down).sum();
+    let seconds = keys.context().estimate(Work { samples: bytes / 16, ..Work::default() });
+    Task::new(format!("{name}: write"), Demand::threads(1)).seconds(seconds).bytes(bytes).after(after)
 }
 
 fn into_he_error(error: ScheduleError<HeError>) -> HeError {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     arith::{ShareModulus, bits::packed_len},
-    he::{ParameterSet, SeededCiphertexts},
+    he::SeededCiphertexts,
     model::{EdgeId, NodeId},
     mpc::{
         block::BLOCK_BYTES,
@@ -113,7 +113,7 @@ impl Forecast {
     ///
     /// # Errors
     /// Sizes that cannot be counted.
-    pub fn new(plan: &Plan, params: &ParameterSet) -> Result<Self> {
+    pub fn new(plan: &Plan) -> Result<Self> {
         let empty = |(node, _)| NodeForecast {
             node,
             offline: Flow::default(),
@@ -124,7 +124,7 @@ impl Forecast {
             flights: 0,
         };
         let mut nodes: Vec<NodeForecast> = plan.graph.iter().map(empty).collect();
-        let he_rounds = he(plan, params, &mut nodes);
+        let he_rounds = he(plan, &mut nodes)?;
         let ot_rounds = ot(plan, &mut nodes)?;
         online(plan, &mut nodes)?;
         let (mut offline, mut online) = base_and_pools(plan);
@@ -143,17 +143,17 @@ impl Forecast {
 }
 
 /// Homomorphic work of both phases; gives the rounds of the HE lane.
-fn he(plan: &Plan, params: &ParameterSet, nodes: &mut [NodeForecast]) -> u64 {
+fn he(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<u64> {
     let mut uploaded: HashSet<HeInput> = HashSet::new();
     for (id, item) in &plan.he {
         let node = &mut nodes[id.0];
-        let (mut up, mut down) = (Vec::new(), Vec::new());
+        let (mut up, mut down, params) = (Vec::new(), Vec::new(), item.set().params()?);
         for packing in item.packings() {
             let mut counts = packing.counts();
             (counts.bytes_up, counts.ciphertexts_up) = (0, 0);
             let missing: Vec<usize> = match item {
                 HeItem::Linear(inputs, _) => (0..inputs.len()).filter(|&k| uploaded.insert(inputs[k])).collect(),
-                HeItem::Product(_) => vec![0],
+                HeItem::Product(..) => vec![0],
             };
             for index in missing {
                 let count = packing.input_ciphertexts(index);
@@ -183,7 +183,7 @@ fn he(plan: &Plan, params: &ParameterSet, nodes: &mut [NodeForecast]) -> u64 {
     }
     // The client sends some ahead.
     let items = plan.he_lane().iter().filter(|turn| turn.answered).count() as u64;
-    items.saturating_sub(super::offline::WINDOW as u64 - 1).max(items.min(1))
+    Ok(items.saturating_sub(super::offline::WINDOW as u64 - 1).max(items.min(1)))
 }
 
 /// Bytes by which an end that chooses asks for `count` OTs.

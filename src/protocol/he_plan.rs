@@ -16,10 +16,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Layout, LinearMode, PackingKind, ProductMode, ProtocolError, Result, Settings};
+use super::{Layout, LinearMode, PackingKind, ProductMode, ProtocolError, Result, SetId, Settings};
 use crate::{
     arith::ShareModulus,
-    he::{ParameterSet, SeededCiphertexts},
+    he::{HeError, ParameterSet, SeededCiphertexts},
     model::{Edge, EdgeId, Graph, NodeId, Op, PRODUCT_RING_LIMIT, WEIGHT_LIMIT},
     packing::{
         BatchColumnPacking, CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing, SlotMethod,
@@ -200,6 +200,8 @@ pub struct HeInput {
     pub rows: usize,
     /// What tells two layouts of one packing apart: the block, or the features of a ciphertext.
     pub layout: usize,
+    /// The parameter set.
+    pub set: SetId,
 }
 
 /// When the parts of an item are done.
@@ -217,17 +219,27 @@ pub enum HePhase {
 pub enum HeItem {
     /// A linear node: its inputs, concatenated along features, and how they are laid out and multiplied.
     Linear(Vec<HeInput>, Arc<dyn Packing>),
-    /// A product node: its cross terms, each packing for one of them or for one of all heads.
-    Product(Vec<(Vec<CrossTerm>, Arc<dyn Packing>)>),
+    /// A product node: its cross terms, each packing for one of them or for one of all heads; and the parameter set.
+    Product(Vec<(Vec<CrossTerm>, Arc<dyn Packing>)>, SetId),
 }
 
 impl HeItem {
     /// When its parts are done.
     pub fn phase(&self, settings: &Settings) -> HePhase {
         match (self, settings.linear, settings.products) {
-            (Self::Linear(..), LinearMode::Offline, _) | (Self::Product(_), _, ProductMode::Masked) => HePhase::Offline,
-            (Self::Product(_), LinearMode::Offline, ProductMode::Fhgs) => HePhase::Split,
-            (Self::Linear(..), LinearMode::Online, _) | (Self::Product(_), LinearMode::Online, _) => HePhase::Online,
+            (Self::Linear(..), LinearMode::Offline, _) | (Self::Product(..), _, ProductMode::Masked) => {
+                HePhase::Offline
+            }
+            (Self::Product(..), LinearMode::Offline, ProductMode::Fhgs) => HePhase::Split,
+            (Self::Linear(..), LinearMode::Online, _) | (Self::Product(..), LinearMode::Online, _) => HePhase::Online,
+        }
+    }
+
+    /// The parameter set.
+    pub fn set(&self) -> SetId {
+        match self {
+            Self::Linear(inputs, _) => inputs.first().map_or(SetId::Matmul8192, |input| input.set),
+            Self::Product(_, set) => *set,
         }
     }
 
@@ -235,7 +247,7 @@ impl HeItem {
     pub fn packings(&self) -> impl Iterator<Item = &Arc<dyn Packing>> {
         let (linear, terms) = match self {
             Self::Linear(_, packing) => (Some(packing), &[][..]),
-            Self::Product(terms) => (None, &terms[..]),
+            Self::Product(terms, _) => (None, &terms[..]),
         };
         linear.into_iter().chain(terms.iter().map(|(_, packing)| packing))
     }
@@ -244,28 +256,39 @@ impl HeItem {
     pub fn encrypted(&self) -> Vec<EdgeId> {
         match self {
             Self::Linear(inputs, _) => inputs.iter().map(|input| input.edge).collect(),
-            Self::Product(terms) => terms.iter().flat_map(|(terms, _)| terms.iter().map(|t| t.encrypted.0)).collect(),
+            Self::Product(terms, _) => {
+                terms.iter().flat_map(|(terms, _)| terms.iter().map(|t| t.encrypted.0)).collect()
+            }
         }
     }
 }
 
-/// The HE lane's work, in execution order.
+/// Homomorphic work, in execution order, each item in the smallest parameter set that carries it.
 pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Result<Vec<(NodeId, HeItem)>> {
-    let mut planner = Planner { graph, params, settings, weights: weights(settings.layout), blocks: HashMap::new() };
+    let planner = |set, params| Planner {
+        graph,
+        set,
+        params,
+        settings,
+        weights: weights(settings.layout),
+        blocks: HashMap::new(),
+    };
+    let larger = SetId::Matmul16384;
+    let mut planners = [planner(SetId::Matmul8192, params), planner(larger, larger.params()?)];
     let mut items = Vec::new();
     for (id, node) in graph.iter() {
-        match &node.op {
-            Op::Linear { inputs, .. } => {
-                let (packing, layout) = planner.linear(id)?;
-                let rows = graph.edge(node.output).rows;
-                let inputs = inputs.iter().map(|&edge| HeInput { edge, rows, layout }).collect();
-                items.push((id, HeItem::Linear(inputs, packing)));
-            }
-            _ if multiplied_by_he(graph, id, settings.layout) => {
-                items.push((id, HeItem::Product(planner.product(id)?)))
-            }
-            _ => {}
+        let linear = matches!(node.op, Op::Linear { .. });
+        if !linear && !multiplied_by_he(graph, id, settings.layout) {
+            continue;
         }
+        let mut found = Err(ProtocolError::Missing { what: "parameter sets".into() });
+        for planner in &mut planners {
+            found = if linear { planner.linear(id) } else { planner.product(id) };
+            if !matches!(found, Err(ProtocolError::He(HeError::Width { .. }))) {
+                break;
+            }
+        }
+        items.push((id, found?));
     }
     Ok(items)
 }
@@ -273,6 +296,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Re
 /// Chooses packings.
 struct Planner<'a> {
     graph: &'a Graph,
+    set: SetId,
     params: &'a ParameterSet,
     settings: &'a Settings,
     weights: CostWeights,
@@ -281,8 +305,16 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
+    fn linear(&mut self, id: NodeId) -> Result<HeItem> {
+        let node = self.graph.node(id);
+        let (packing, layout) = self.linear_packing(id)?;
+        let (rows, set) = (self.graph.edge(node.output).rows, self.set);
+        let inputs = node.op.inputs().into_iter().map(|edge| HeInput { edge, rows, layout, set }).collect();
+        Ok(HeItem::Linear(inputs, packing))
+    }
+
     /// The packing of a linear node, and what tells the layout of its inputs from others.
-    fn linear(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize)> {
+    fn linear_packing(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize)> {
         let (graph, params, spec) = (self.graph, self.params, linear_spec(self.graph, id));
         if let Some(method) = slot_method(self.settings.packing) {
             let packing = SlotPacking::new(params, method, &spec)?;
@@ -305,7 +337,7 @@ impl Planner<'_> {
     }
 
     /// The cross terms of a product: all heads at once, or one by one where a packing serves no more.
-    fn product(&self, id: NodeId) -> Result<Vec<(Vec<CrossTerm>, Arc<dyn Packing>)>> {
+    fn product(&self, id: NodeId) -> Result<HeItem> {
         let terms = cross_terms(self.graph, id);
         let ring = self.graph.edge(self.graph.node(id).op.inputs()[0]).ring;
         // Sums of squares keep a power of two, which has no slots.
@@ -316,7 +348,7 @@ impl Planner<'_> {
                 let packing = CoefficientPacking::choose(self.params, &spec, &self.weights)?;
                 Ok((terms, Arc::new(packing)))
             };
-            return terms.into_iter().map(plan).collect();
+            return Ok(HeItem::Product(terms.into_iter().map(plan).collect::<Result<_>>()?, self.set));
         };
         let mut items: Vec<(Vec<CrossTerm>, Arc<dyn Packing>)> = Vec::new();
         for terms in terms {
@@ -325,7 +357,7 @@ impl Planner<'_> {
             let packing: Arc<dyn Packing> = Arc::new(SlotPacking::new(self.params, method, &spec)?);
             items.extend(terms.into_iter().map(|term| (vec![term], packing.clone())));
         }
-        Ok(items)
+        Ok(HeItem::Product(items, self.set))
     }
 }
 
@@ -384,7 +416,7 @@ impl HeCosts {
 }
 
 /// What all items cost in sum. Inputs that several linear layers share are uploaded once.
-pub(super) fn he_costs(items: &[(NodeId, HeItem)], params: &ParameterSet, settings: &Settings) -> HeCosts {
+pub(super) fn he_costs(items: &[(NodeId, HeItem)], settings: &Settings) -> Result<HeCosts> {
     let mut sum = HeCosts::default();
     let mut uploaded = HashSet::new();
     for (_, item) in items {
@@ -394,7 +426,7 @@ pub(super) fn he_costs(items: &[(NodeId, HeItem)], params: &ParameterSet, settin
             HePhase::Split => (Some(offline), online),
             HePhase::Online => (None, online),
         };
-        let mut sent = Counts::default();
+        let (mut sent, params) = (Counts::default(), item.set().params()?);
         for packing in item.packings() {
             let counts = packing.counts();
             add_server(work, &counts);
@@ -413,7 +445,7 @@ pub(super) fn he_costs(items: &[(NodeId, HeItem)], params: &ParameterSet, settin
         up.ciphertexts_up += sent.ciphertexts_up;
         up.bytes_up += sent.bytes_up;
     }
-    sum
+    Ok(sum)
 }
 
 /// Adds what the server does and sends.

@@ -309,9 +309,13 @@ pub fn pack_ring(values: &[u64], ring: ShareModulus) -> Vec<u8> {
 /// Exactly `count` ring elements.
 ///
 /// # Errors
-/// Another number of bytes, or non-zero filling bits.
+/// Another number of bytes, non-zero filling bits, or an element that is not reduced.
 pub fn unpack_ring(bytes: &[u8], count: usize, ring: ShareModulus) -> Result<Vec<u64>, CodecError> {
-    bits::unpack(bytes, ring.bits(), count).map_err(|_| CodecError::Invalid { what: "packed ring elements" })
+    let wrong = CodecError::Invalid { what: "packed ring elements" };
+    match bits::unpack(bytes, ring.bits(), count) {
+        Ok(values) if values.iter().all(|&x| x <= ring.largest()) => Ok(values),
+        _ => Err(wrong),
+    }
 }
 
 #[cfg(test)]
@@ -368,6 +372,16 @@ mod tests {
         let up = Message::HeUpload { item: 3, matrices: vec![v(5), v(6)] };
         // The number of parts has eight bytes.
         assert_eq!(len(up), Message::payload_len(3, &[5, 6]));
+    }
+
+    #[test]
+    fn ring_elements_come_back_and_others_are_refused() {
+        let prime = ShareModulus::slots(20, 64).unwrap();
+        for ring in [ShareModulus::pow2(20).unwrap(), prime] {
+            let values = [0, 1, ring.largest()];
+            assert_eq!(unpack_ring(&pack_ring(&values, ring), 3, ring).unwrap(), values);
+        }
+        assert!(unpack_ring(&bits::pack(&[prime.largest() + 1], 20), 1, prime).is_err());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod offline;
 mod online;
 mod operands;
 mod plan;
+mod sets;
 mod settings;
 mod shares;
 #[cfg(test)]
@@ -42,6 +43,7 @@ pub use message::{Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
 pub use plan::{CotDemand, GarbledPlan, HeTurn, OtPlan, Plan, ProductPlan, SharedPlan};
+pub use sets::{KeySets, SetId};
 pub use settings::{LayerKind, Layout, LinearMode, Method, Methods, OtMethod, PackingKind, ProductMode, Settings};
 pub use shares::{SecretVec, ShareBoard, row_sums, shifted};
 pub use weights::OnlineWeights;

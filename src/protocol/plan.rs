@@ -1,9 +1,12 @@
 //! What both parties derive from a graph alone: circuits, chunks, the order of the offline work.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
-    CotPools, LayerKind, LinearMode, Method, OtMethod, ProtocolError, Result, SessionId, Settings,
+    CotPools, LayerKind, LinearMode, Method, OtMethod, ProtocolError, Result, SessionId, SetId, Settings,
     he_plan::{HeCosts, HeItem, HePhase, he_costs, he_items, multiplied_by_he},
 };
 use crate::{
@@ -270,7 +273,7 @@ pub struct HeTurn {
 }
 
 impl Plan {
-    /// Derives circuits and chunks.
+    /// Derives circuits, chunks and packings. `params` is the smallest parameter set, [`SetId::Matmul8192`].
     ///
     /// # Errors
     /// A layer that cannot be evaluated as the settings say, or work that the parameters cannot carry.
@@ -326,8 +329,21 @@ impl Plan {
     }
 
     /// What the homomorphic work of one inference costs.
-    pub fn he_costs(&self, params: &ParameterSet) -> HeCosts {
-        he_costs(&self.he, params, &self.settings)
+    ///
+    /// # Errors
+    /// Parameters that cannot be built.
+    pub fn he_costs(&self) -> Result<HeCosts> {
+        he_costs(&self.he, &self.settings)
+    }
+
+    /// The Galois elements whose switching keys the server needs, by parameter set, in ascending order.
+    pub fn rotation_elements(&self) -> BTreeMap<SetId, Vec<usize>> {
+        let mut elements: BTreeMap<SetId, BTreeSet<usize>> = BTreeMap::new();
+        for (_, item) in &self.he {
+            let of_set = elements.entry(item.set()).or_default();
+            item.packings().for_each(|packing| of_set.extend(packing.rotation_elements()));
+        }
+        elements.into_iter().map(|(set, elements)| (set, elements.into_iter().collect())).collect()
     }
 
     /// The OT lane's work for a node, if it has any.
@@ -430,8 +446,8 @@ fn he_lane(graph: &Graph, items: &[(NodeId, HeItem)], settings: &Settings) -> Ve
     let (mut lane, mut responses) = (Vec::new(), 0);
     let mut items = items.iter().enumerate().peekable();
     for (id, node) in graph.iter() {
-        if let Op::RowSum { input } = node.op {
-            known[node.output.0] = known[input.0];
+        if is_local(&node.op, settings.linear) {
+            known[node.output.0] = node.op.inputs().iter().map(|e| known[e.0]).max().unwrap_or(0);
         }
         let Some((item, (_, work))) = items.next_if(|(_, (node, _))| *node == id) else { continue };
         let phase = work.phase(settings);

@@ -74,7 +74,7 @@ pub fn shifted(values: &[u64], bits: u32, ring: ShareModulus) -> Vec<u64> {
 
 /// The sum of each row.
 pub fn row_sums(values: &[u64], cols: usize, ring: ShareModulus) -> Vec<u64> {
-    values.chunks_exact(cols).map(|row| ring.reduce(row.iter().fold(0, |s, &x| s.wrapping_add(x)))).collect()
+    values.chunks_exact(cols).map(|row| row.iter().fold(0, |s, &x| ring.add(s, x))).collect()
 }
 
 impl ShareBoard {

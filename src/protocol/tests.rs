@@ -92,7 +92,7 @@ fn every_edge_equals_the_oracle_in_every_mode() {
 
 fn every_edge_equals(settings: Settings) {
     let parties = Parties::with(8, settings);
-    let costs = parties.plan.he_costs(&parameter_set().unwrap());
+    let costs = parties.plan.he_costs().unwrap();
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
     let inputs = parties.model.client().inputs(&text).unwrap();
     let graph = &parties.plan.graph;

@@ -426,7 +426,7 @@ fn what_is_sent_was_forecast() {
     for settings in settings {
         let parties = Parties::with(8, settings);
         let plan = &parties.plan;
-        let forecast = Forecast::new(plan, &parameter_set().unwrap()).unwrap();
+        let forecast = Forecast::new(plan).unwrap();
         let (mut offline, mut online) = (Flow::default(), Flow::default());
         let mut nodes: HashMap<NodeId, [Flow; 2]> = HashMap::new();
         let mut begun = false;

@@ -69,7 +69,9 @@ impl OnlineWeights {
                 .ok_or_else(|| ProtocolError::Mismatch { detail: "rows of a share".into() })?;
             let block = &view.weights[row * view.outputs..(row + inner) * view.outputs];
             let product = match (&self.device, &graph.node(node).op) {
-                (Some(device), Op::Linear { weights, .. }) if x.len() * view.outputs >= device.least => {
+                (Some(device), Op::Linear { weights, .. })
+                    if x.len() * view.outputs >= device.least && matches!(edge.ring, ShareModulus::PowerOfTwo(_)) =>
+                {
                     device.product((*weights, row), x, block, [edge.rows, inner, view.outputs], edge.ring)?
                 }
                 _ => matmul(x, block, edge.rows, inner, view.outputs, edge.ring)?,

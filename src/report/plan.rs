@@ -36,7 +36,7 @@ pub enum Making {
 /// Sizes that cannot be counted.
 pub fn predict(plan: &Plan, circumstances: &Circumstances, making: Making) -> Result<Predicted, ReportError> {
     let params = parameter_set()?;
-    let forecast = Forecast::new(plan, &params)?;
+    let forecast = Forecast::new(plan)?;
     let estimate = Estimate::new(plan, &forecast, &params, circumstances);
     Ok(predicted(plan, &forecast, &estimate, making))
 }
@@ -154,7 +154,7 @@ impl PlanReport {
     /// Sizes that cannot be counted.
     pub fn new(plan: &Plan, circumstances: &Circumstances, names: Names) -> Result<Self, ReportError> {
         let params = parameter_set()?;
-        let forecast = Forecast::new(plan, &params)?;
+        let forecast = Forecast::new(plan)?;
         let estimate = Estimate::new(plan, &forecast, &params, circumstances);
         let planned = |(node, seconds): (&NodeForecast, &crate::protocol::NodeSeconds)| {
             let (own, out) = (plan.graph.node(node.node), plan.graph.edge(plan.graph.node(node.node).output));
@@ -219,7 +219,7 @@ fn how(plan: &Plan, id: NodeId) -> String {
                 let online = if plan.he_online(id).is_some() { ", online" } else { "" };
                 format!("{} packing, {block} features a ciphertext{online}", packing.name())
             }
-            (Some(HeItem::Product(terms)), _) => {
+            (Some(HeItem::Product(terms, _)), _) => {
                 let packing = terms.first().map(|(_, packing)| packing);
                 let block = packing.map_or(0, |p| {
                     let features = p.spec().heads * p.spec().inner.iter().sum::<usize>();

@@ -363,7 +363,7 @@ impl<'a, C: Connect> Runner<'a, C> {
 
     /// Adds the server's work: between its counters before, between and after the phases, or as planned where they are not known.
     fn account_for_he(&mut self, plan: &Plan, counters: [Option<HeCounters>; 3]) -> Result<(), ReportError> {
-        let costs = plan.he_costs(&parameter_set()?);
+        let costs = plan.he_costs()?;
         let planned = [costs.offline, costs.online].map(|c| HePhaseReport {
             rotations: c.key_switches,
             products: c.products,

@@ -1,20 +1,20 @@
-//! Matrix products modulo a power of two: the linear algebra of the online phase, on shares in the clear.
+//! Matrix products modulo a power of two, or a prime: the linear algebra of the online phase, on shares in the clear.
 //!
-//! Everything wraps modulo a power of two, so that a ring of up to 32 bits is computed in 32-bit words (twice the lanes)
+//! Modulo a power of two everything wraps, so that a ring of up to 32 bits is computed in 32-bit words (twice the lanes)
 //! and any other in 64-bit words. The right operand is repacked into panels of a few columns; a panel meets four rows of
 //! the left operand at a time, with the sums in vector registers. The loops are plain Rust, compiled for the widest vector
 //! instructions of the machine.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     gemm::small,
     pool::{Pool, Words},
 };
 use crate::{
-    arith::ShareModulus,
+    arith::{PrimeModulus, ShareModulus},
     engine::{EngineError, Op, Result, RingGemmShape, RingOperand, check},
 };
 
@@ -51,7 +51,8 @@ macro_rules! signed_elements {
 signed_elements!(i8, i16, i32, i64);
 
 /// `a` (`m x k`) times `b` (`k x n`), both row by row, modulo `modulus`; the result is `m x n`, row by row, reduced.
-/// Operands need not be reduced.
+/// Modulo a power of two operands need not be reduced; modulo a prime they are residues, or `b` signed integers of at most 32
+/// bits.
 ///
 /// # Errors
 /// If an operand's length does not fit the sizes or the modulus is invalid.
@@ -103,6 +104,9 @@ fn product<B: RingElement>(
     if m == 0 || n == 0 {
         return Ok(Vec::new());
     }
+    if let ShareModulus::Prime(p) = modulus {
+        return Ok(modulo_prime(a, b, [m, k, n], p, index));
+    }
     if modulus.bits() <= 32 {
         let mut narrow: Vec<u32> = a.iter().map(|&x| x as u32).collect();
         let out = panels::<u32, B, 32>(&narrow, b, [m, k, n], modulus, index);
@@ -111,6 +115,36 @@ fn product<B: RingElement>(
     } else {
         Ok(panels::<u64, B, 16>(a, b, [m, k, n], modulus, index))
     }
+}
+
+/// Modulo a prime below `2^62`: sums of 128 bits, reduced before they could overflow.
+fn modulo_prime<B: RingElement>(
+    a: &[u64],
+    b: &[B],
+    [m, k, n]: [usize; 3],
+    p: PrimeModulus,
+    index: impl Fn(usize, usize) -> usize + Copy + Send + Sync,
+) -> Vec<u64> {
+    // Elements of `a` are residues, those of `b` residues or signed integers of 32 bits.
+    let together = 1usize << (126 - p.bits() - p.bits().max(32)).min(24);
+    let mut out = vec![0; m * n];
+    out.par_chunks_exact_mut(n).zip(a.par_chunks_exact(k.max(1))).for_each_init(
+        || Zeroizing::new(vec![0i128; n]),
+        |sums, (out, row)| {
+            sums.fill(0);
+            for (part, row) in row.chunks(together).enumerate() {
+                for (depth, &x) in row.iter().enumerate() {
+                    for (column, sum) in sums.iter_mut().enumerate() {
+                        let y = b[index(part * together + depth, column)].wrap() as i64;
+                        *sum += i128::from(x) * i128::from(y);
+                    }
+                }
+                sums.iter_mut().for_each(|sum| *sum = sum.rem_euclid(i128::from(p.value())));
+            }
+            out.iter_mut().zip(sums.iter()).for_each(|(out, &sum)| *out = sum as u64);
+        },
+    );
+    out
 }
 
 /// The word that a ring is computed in.
@@ -297,6 +331,25 @@ mod tests {
         assert_eq!(matmul(&a, &weights, m, k, n, modulus).unwrap(), expected);
         let wide: Vec<i32> = weights.iter().map(|&w| i32::from(w)).collect();
         assert_eq!(matmul_transposed(&a, &transpose(&wide, k, n), m, k, n, modulus).unwrap(), expected);
+    }
+
+    #[test]
+    fn primes_match_the_definition() {
+        for bits in [20, 31, 38, 48, 62] {
+            let modulus = ShareModulus::slots(bits, 64).unwrap();
+            for (m, k, n) in [(1, 1, 1), (3, 70, 5), (2, 0, 3)] {
+                let reduce = |x: Vec<u64>| x.into_iter().map(|x| modulus.reduce(x)).collect::<Vec<_>>();
+                let (mut a, mut b) = (reduce(random(m * k, 1)), reduce(random(k * n, 2)));
+                a.iter_mut().step_by(3).for_each(|x| *x = modulus.largest());
+                b.iter_mut().step_by(2).for_each(|x| *x = modulus.largest());
+                let expected = naive(&a, &b, [m, k, n], modulus);
+                assert_eq!(matmul(&a, &b, m, k, n, modulus).unwrap(), expected, "{m}x{k}x{n} mod {modulus:?}");
+                assert_eq!(matmul_transposed(&a, &transpose(&b, k, n), m, k, n, modulus).unwrap(), expected);
+                let wide: Vec<i32> = b.iter().map(|&x| x as i32).collect();
+                let signed: Vec<u64> = wide.iter().map(|&w| modulus.from_signed(i64::from(w))).collect();
+                assert_eq!(matmul(&a, &wide, m, k, n, modulus).unwrap(), naive(&a, &signed, [m, k, n], modulus));
+            }
+        }
     }
 
     #[test]

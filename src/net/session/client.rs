@@ -1,17 +1,17 @@
 //! The client's end of a connection: manifest, keys, then inferences one after another.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
 use super::{
-    LANES, Lanes, SessionError,
+    KEY_PART, LANES, Lanes, SessionError,
     control::{Control, Mode},
     drive::Driver,
-    first_cause, public_reason,
+    first_cause, missing_keys, public_reason,
     recorder::{Party, Phase, Recorder},
     spool::FileTables,
     store::{Binding, CorrelationStore, Quota, StoreError, StoreId, Terms, parameters_id},
@@ -19,12 +19,12 @@ use super::{
 use crate::{
     arith::sample::SecureRng,
     engine::Backend,
-    he::{BfvContext, HeClient as HeKeys, HeCounters},
+    he::{BfvContext, GaloisKeys, HeClient as HeKeys, HeCounters},
     model::{Graph, Inputs, ModelSpec},
     net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
-        ClientCorrelation, Encryptor, HeClient, MemoryTables, Message, OnlineClient, OtClient, Plan, ProtocolError,
-        SessionId, Settings, TableStore, parameter_set,
+        ClientCorrelation, Encryptor, HeClient, KeySets, MemoryTables, Message, OnlineClient, OtClient, Plan,
+        ProtocolError, SessionId, SetId, Settings, TableStore, parameter_set,
     },
 };
 
@@ -158,7 +158,10 @@ impl ClientConnection {
 /// A client that has sent its keys: runs inferences.
 pub struct ClientSession {
     connection: ClientConnection,
-    keys: Arc<HeKeys>,
+    backend: Arc<dyn Backend>,
+    keys: BTreeMap<SetId, Arc<HeKeys>>,
+    /// Sets and Galois elements of the switching keys that the server has.
+    sent: Vec<(SetId, Vec<usize>)>,
     spec: ModelSpec,
     plans: HashMap<(usize, Settings), Arc<Plan>>,
     rng: SecureRng,
@@ -175,16 +178,63 @@ impl ClientSession {
         spec.validate()?;
         let start = connection.recorder.now();
         let mut rng = SecureRng::from_os().map_err(|e| SessionError::Entropy(e.to_string()))?;
-        let context = BfvContext::new(backend, parameter_set()?);
-        let keys = Arc::new(HeKeys::generate(context, &mut rng));
-        let params = keys.context().params();
-        let message = Message::Keys {
-            public_key: keys.public_key(&mut rng)?.to_bytes(params),
-            galois_keys: keys.galois_keys(crate::protocol::KEY_BLOCK, &mut rng)?.to_bytes(params),
+        let keys = Arc::new(HeKeys::generate(BfvContext::new(backend.clone(), parameter_set()?), &mut rng));
+        let elements = GaloisKeys::elements_for_block(keys.context().params().n(), crate::protocol::KEY_BLOCK);
+        let mut own = Self {
+            connection,
+            backend,
+            keys: BTreeMap::from([(SetId::Matmul8192, keys)]),
+            sent: Vec::new(),
+            spec,
+            plans: HashMap::new(),
+            rng,
+            ots: 0,
+            spooled: Arc::default(),
         };
-        connection.lanes.control.send(message.kind(), message.encode())?;
-        super::setup_span(&connection.recorder, Party::Client, "keys", start);
-        Ok(Self { connection, keys, spec, plans: HashMap::new(), rng, ots: 0, spooled: Arc::default() })
+        own.send_keys(SetId::Matmul8192, elements)?;
+        super::setup_span(&own.connection.recorder, Party::Client, "keys", start);
+        Ok(own)
+    }
+
+    /// Sends a public key and switching keys for these elements.
+    fn send_keys(&mut self, set: SetId, elements: Vec<usize>) -> Result<(), SessionError> {
+        let keys = match self.keys.entry(set) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(slot) => {
+                let context = BfvContext::new(self.backend.clone(), set.params()?.clone());
+                slot.insert(Arc::new(HeKeys::generate(context, &mut self.rng)))
+            }
+        };
+        let params = keys.context().params();
+        let mut public_key = keys.public_key(&mut self.rng)?.to_bytes(params);
+        let galois = keys.galois_keys_for(&elements, &mut self.rng)?.to_bytes(params);
+        for part in galois.chunks(KEY_PART) {
+            let message = Message::Keys { public_key: std::mem::take(&mut public_key), galois_keys: part.to_vec() };
+            self.connection.lanes.control.send(message.kind(), message.encode())?;
+        }
+        self.sent.push((set, elements));
+        Ok(())
+    }
+
+    /// Sends the keys that an inference needs and the server does not have. The offline phase does so by itself; before it, the
+    /// keys are not part of its time and bytes.
+    ///
+    /// # Errors
+    /// A plan that cannot be built on either side, or a failing connection or device.
+    pub fn ensure_keys(&mut self, tokens: usize, settings: Settings) -> Result<(), SessionError> {
+        let plan = self.plan(tokens, settings)?;
+        let missing = missing_keys(&plan, &self.sent);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let start = self.connection.recorder.now();
+        self.connection.say(&Control::Keys { tokens: tokens as u32, settings })?;
+        self.connection.ready()?;
+        for (set, elements) in missing {
+            self.send_keys(set, elements)?;
+        }
+        super::setup_span(&self.connection.recorder, Party::Client, "keys", start);
+        Ok(())
     }
 
     /// The meter of this connection.
@@ -194,7 +244,7 @@ impl ClientSession {
 
     /// Homomorphic work so far.
     pub fn he_counters(&self) -> HeCounters {
-        self.keys.context().counters()
+        super::sum_counters(self.keys.values().map(|keys| keys.context().counters()))
     }
 
     /// OTs made so far, in both directions.
@@ -240,6 +290,7 @@ impl ClientSession {
 
     fn offline_inner(&mut self, tokens: usize, settings: Settings, tables: Tables) -> Result<Prepared, SessionError> {
         let plan = self.plan(tokens, settings)?;
+        self.ensure_keys(tokens, settings)?;
         let mut session: SessionId = [0; 16];
         session.copy_from_slice(&self.rng.bytes32()[..16]);
         let (mode, store, kept) = match tables {
@@ -264,7 +315,8 @@ impl ClientSession {
         connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings, store: own })?;
         connection.ready()?;
         let nodes = plan.ot_nodes(!interleaved, true);
-        let mut he = HeClient::new(plan.clone(), correlation.clone(), self.keys.clone(), self.rng.fork());
+        let keys: KeySets<HeKeys> = self.keys.iter().map(|(&set, keys)| (set, keys.clone())).collect();
+        let mut he = HeClient::new(plan.clone(), correlation.clone(), keys, self.rng.fork());
         let mut ot = OtClient::new(plan.clone(), correlation.clone(), nodes, self.rng.fork());
         let driver = |lane_name, lane| Driver {
             party: Party::Client,

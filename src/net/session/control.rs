@@ -25,6 +25,8 @@ pub(super) enum Control {
     Resume { session: SessionId, tokens: u32, settings: Settings, store: StoreId },
     /// Up: the client has kept its half, so that the server may keep its own.
     Kept,
+    /// Up: the switching keys that these settings need and the server lacks will follow.
+    Keys { tokens: u32, settings: Settings },
     /// Down: the server is ready for it.
     Ready,
     /// Down: the server will not do it, and why.
@@ -64,6 +66,7 @@ impl Control {
             Self::Start { .. } => 0x05,
             Self::Resume { .. } => 0x09,
             Self::Kept => 0x0a,
+            Self::Keys { .. } => 0x0b,
             Self::Ready => 0x06,
             Self::Refused { .. } => 0x07,
             Self::Bye => 0x08,
@@ -87,6 +90,9 @@ impl Control {
             }
             Self::Resume { session, tokens, settings, store } => {
                 w.raw(session).u32(*tokens).raw(&settings.to_bytes()).raw(store);
+            }
+            Self::Keys { tokens, settings } => {
+                w.u32(*tokens).raw(&settings.to_bytes());
             }
             Self::Ready | Self::Kept | Self::Bye => {}
             Self::Refused { reason } => {
@@ -121,6 +127,7 @@ impl Control {
                 store: r.array("store")?,
             },
             0x0a => Self::Kept,
+            0x0b => Self::Keys { tokens: r.u32("tokens")?, settings: Settings::from_bytes(r.array("settings")?)? },
             0x06 => Self::Ready,
             0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
             0x08 => Self::Bye,
@@ -150,6 +157,7 @@ mod tests {
             },
             Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT, store: [6; 16] },
             Control::Kept,
+            Control::Keys { tokens: 128, settings: Settings::EXACT },
             Control::Ready,
             Control::Refused { reason: "no".into() },
             Control::Bye,

@@ -25,7 +25,10 @@ pub use store::{
 };
 
 use super::{Lane, NetError};
-use crate::protocol::ProtocolError;
+use crate::{
+    he::HeCounters,
+    protocol::{Plan, ProtocolError, SetId},
+};
 
 /// Lanes of a connection: control, HE, OT, online.
 const LANES: u8 = 4;
@@ -43,6 +46,33 @@ impl Lanes {
             .map_err(|_| SessionError::Thread("the connection has the wrong number of lanes".into()))?;
         Ok(Self { control, he, ot, online })
     }
+}
+
+/// Most bytes of switching keys in one message, well below the limit of a frame.
+const KEY_PART: usize = 32 << 20;
+
+/// Parameter sets and Galois elements of a plan for which there are no keys yet, in the order in which both ends take them.
+fn missing_keys(plan: &Plan, have: &[(SetId, Vec<usize>)]) -> Vec<(SetId, Vec<usize>)> {
+    let serves = |(set, needed): &(SetId, Vec<usize>)| have.iter().any(|(s, has)| serves(*s, has, *set, needed));
+    plan.rotation_elements().into_iter().filter(|wanted| !serves(wanted)).collect()
+}
+
+/// Whether keys of one set for the elements `has` serve what needs `needed` of another.
+fn serves(set: SetId, has: &[usize], wanted: SetId, needed: &[usize]) -> bool {
+    set == wanted && needed.iter().all(|g| has.contains(g))
+}
+
+/// The work of several contexts.
+fn sum_counters(all: impl Iterator<Item = HeCounters>) -> HeCounters {
+    all.fold(HeCounters::default(), |a, b| HeCounters {
+        products: a.products + b.products,
+        scalar_products: a.scalar_products + b.scalar_products,
+        key_switches: a.key_switches + b.key_switches,
+        ntts: a.ntts + b.ntts,
+        encrypted: a.encrypted + b.encrypted,
+        responded: a.responded + b.responded,
+        decrypted: a.decrypted + b.decrypted,
+    })
 }
 
 /// Of two lanes' results, the error that came first: one that only says that the other failed gives way.

@@ -10,7 +10,7 @@ use super::{
     LANES, Lanes, SessionError,
     control::{Control, Mode, PART_BYTES},
     drive::Driver,
-    first_cause, public_reason,
+    first_cause, missing_keys, public_reason,
     recorder::{Party, Phase, Recorder},
     store::{Binding, CorrelationStore, StoreId, Terms, parameters_id},
 };
@@ -21,8 +21,8 @@ use crate::{
     model::{Graph, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
-        Evaluator, HeServer, KEY_BLOCK, Message, OnlineServer, OnlineWeights, OtServer, Plan, ServerCorrelation,
-        SessionId, Settings, parameter_set,
+        Evaluator, HeServer, KEY_BLOCK, KeySets, Message, OnlineServer, OnlineWeights, OtServer, Plan, ProtocolError,
+        ServerCorrelation, SessionId, SetId, Settings, parameter_set,
     },
 };
 
@@ -33,7 +33,11 @@ pub struct ServerContext {
     online: Arc<OnlineWeights>,
     manifest: Vec<u8>,
     digest: [u8; 32],
+    backend: Arc<dyn Backend>,
     context: Arc<BfvContext>,
+    /// Of the larger parameter set, once a client has asked for it.
+    larger: Mutex<Option<Arc<BfvContext>>>,
+    costs: Option<CostModel>,
     max_tokens: usize,
     store: Option<CorrelationStore>,
     plans: Mutex<HashMap<(usize, Settings), Arc<Plan>>>,
@@ -54,8 +58,21 @@ impl ServerContext {
         spec.validate()?;
         let digest = *blake3::hash(&manifest).as_bytes();
         let online = Arc::new(OnlineWeights::on(weights.clone(), backend.clone()));
-        let context = BfvContext::new(backend, parameter_set()?);
-        Ok(Self { spec, weights, online, manifest, digest, context, max_tokens, store: None, plans: Mutex::default() })
+        let context = BfvContext::new(backend.clone(), parameter_set()?);
+        Ok(Self {
+            spec,
+            weights,
+            online,
+            manifest,
+            digest,
+            backend,
+            context,
+            larger: Mutex::default(),
+            costs: None,
+            max_tokens,
+            store: None,
+            plans: Mutex::default(),
+        })
     }
 
     /// Keeps correlations for later online phases in a store of this server's own.
@@ -65,8 +82,9 @@ impl ServerContext {
     }
 
     /// Orders tasks by measured costs instead of round numbers.
-    pub fn with_costs(self, costs: CostModel) -> Self {
-        self.context.set_costs(costs);
+    pub fn with_costs(mut self, costs: CostModel) -> Self {
+        self.context.set_costs(costs.clone());
+        self.costs = Some(costs);
         self
     }
 
@@ -77,7 +95,25 @@ impl ServerContext {
 
     /// Homomorphic work of all connections so far.
     pub fn he_counters(&self) -> HeCounters {
-        self.context.counters()
+        let larger = self.larger.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        super::sum_counters([Some(self.context.clone()), larger].into_iter().flatten().map(|c| c.counters()))
+    }
+
+    /// The context of a parameter set.
+    fn he(&self, set: SetId) -> Result<Arc<BfvContext>, SessionError> {
+        if set == SetId::Matmul8192 {
+            return Ok(self.context.clone());
+        }
+        let mut larger = self.larger.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = &*larger {
+            return Ok(context.clone());
+        }
+        let context = BfvContext::new(self.backend.clone(), set.params()?.clone());
+        if let Some(costs) = &self.costs {
+            context.set_costs(costs.clone());
+        }
+        *larger = Some(context.clone());
+        Ok(context)
     }
 
     fn plan(&self, tokens: usize, settings: Settings) -> Result<Arc<Plan>, SessionError> {
@@ -123,43 +159,111 @@ struct Connection<'a> {
     recorder: &'a Recorder,
 }
 
+/// A client's keys, with parameter set and Galois elements, in the order in which they came.
+#[derive(Default)]
+struct Keys(Vec<(SetId, Vec<usize>, Arc<HeKeys>)>);
+
+impl Keys {
+    fn elements(&self) -> Vec<(SetId, Vec<usize>)> {
+        self.0.iter().map(|(set, elements, _)| (*set, elements.clone())).collect()
+    }
+
+    /// Those that a plan needs; `None` if some have not come.
+    fn of(&self, plan: &Plan) -> Option<KeySets<HeKeys>> {
+        let find = |(wanted, needed): (SetId, Vec<usize>)| {
+            let found = self.0.iter().find(|(set, has, _)| super::serves(*set, has, wanted, &needed));
+            found.map(|(_, _, keys)| (wanted, keys.clone()))
+        };
+        plan.rotation_elements().into_iter().map(find).collect()
+    }
+}
+
 impl Connection<'_> {
     fn run(&self) -> Result<(), SessionError> {
         self.manifest()?;
         let mut rng = SecureRng::from_os().map_err(|e| SessionError::Entropy(e.to_string()))?;
         let start = self.recorder.now();
-        let mut keys: Option<Arc<HeKeys>> = None;
+        let mut keys = Keys::default();
+        let block = GaloisKeys::elements_for_block(self.context.context.params().n(), KEY_BLOCK);
         loop {
             let (kind, payload) = self.lanes.control.recv()?;
-            if keys.is_none()
+            if keys.0.is_empty()
                 && let Ok(Message::Keys { public_key, galois_keys }) = Message::decode(kind, &payload)
             {
-                let params = self.context.context.params();
-                let public = PublicKey::from_bytes(params, &public_key)?;
-                let galois = GaloisKeys::from_bytes(params, KEY_BLOCK, &galois_keys)?;
-                keys = Some(Arc::new(HeKeys::new(self.context.context.clone(), &public, Some(&galois))?));
+                self.take_keys(&mut keys, SetId::Matmul8192, block.clone(), Some((public_key, galois_keys)))?;
                 super::setup_span(self.recorder, Party::Server, "keys", start);
                 continue;
             }
-            match (Control::decode(kind, &payload)?, &keys) {
+            match (Control::decode(kind, &payload)?, !keys.0.is_empty()) {
                 (Control::Bye, _) => return Ok(()),
-                (Control::Start { session, tokens, mode, settings, store }, Some(keys)) => {
+                (Control::Keys { tokens, settings }, true) => {
+                    let (tokens, start) = (tokens as usize, self.recorder.now());
+                    if let Some(reason) = self.refusal(tokens, settings) {
+                        self.say(&Control::Refused { reason })?;
+                        continue;
+                    }
+                    self.say(&Control::Ready)?;
+                    for (set, elements) in missing_keys(&*self.context.plan(tokens, settings)?, &keys.elements()) {
+                        self.take_keys(&mut keys, set, elements, None)?;
+                    }
+                    super::setup_span(self.recorder, Party::Server, "keys", start);
+                }
+                (Control::Start { session, tokens, mode, settings, store }, true) => {
                     let tokens = tokens as usize;
                     let full = || (mode == Mode::Keep).then(|| self.unkept(settings)).flatten();
                     if let Some(reason) = self.refusal(tokens, settings).or_else(full) {
                         self.say(&Control::Refused { reason })?;
                         continue;
                     }
-                    self.say(&Control::Ready)?;
                     let plan = self.context.plan(tokens, settings)?;
+                    let Some(keys) = keys.of(&plan) else {
+                        self.say(&Control::Refused { reason: "its switching keys have not come".into() })?;
+                        continue;
+                    };
+                    self.say(&Control::Ready)?;
                     self.inference(session, plan, mode, store, keys, &mut rng)?;
                 }
-                (Control::Resume { session, tokens, settings, store }, Some(_)) => {
+                (Control::Resume { session, tokens, settings, store }, true) => {
                     self.resume(session, tokens as usize, settings, store)?;
                 }
                 _ => return Err(SessionError::Unexpected { doing: "waiting for keys or an inference" }),
             }
         }
+    }
+
+    /// Reads keys of a set for these elements, the first message of them already there or not.
+    fn take_keys(
+        &self,
+        keys: &mut Keys,
+        set: SetId,
+        elements: Vec<usize>,
+        first: Option<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), SessionError> {
+        let context = self.context.he(set)?;
+        let params = context.params();
+        let hear = || -> Result<(Vec<u8>, Vec<u8>), SessionError> {
+            let (kind, payload) = self.lanes.control.recv()?;
+            match Message::decode(kind, &payload).map_err(ProtocolError::from)? {
+                Message::Keys { public_key, galois_keys } => Ok((public_key, galois_keys)),
+                _ => Err(SessionError::Unexpected { doing: "waiting for switching keys" }),
+            }
+        };
+        let (public_key, mut galois) = match first {
+            Some(first) => first,
+            None => hear()?,
+        };
+        let length = GaloisKeys::byte_len_for(params, elements.len()).unwrap_or(usize::MAX);
+        while galois.len() < length {
+            let (_, part) = hear()?;
+            if part.is_empty() || galois.len() + part.len() > length {
+                return Err(SessionError::Unexpected { doing: "reading switching keys" });
+            }
+            galois.extend_from_slice(&part);
+        }
+        let public = PublicKey::from_bytes(params, &public_key)?;
+        let galois = GaloisKeys::from_bytes_for(params, &elements, &galois)?;
+        keys.0.push((set, elements, Arc::new(HeKeys::new(context.clone(), &public, Some(&galois))?)));
+        Ok(())
     }
 
     fn manifest(&self) -> Result<(), SessionError> {
@@ -222,13 +326,13 @@ impl Connection<'_> {
         plan: Arc<Plan>,
         mode: Mode,
         peer: StoreId,
-        keys: &Arc<HeKeys>,
+        keys: KeySets<HeKeys>,
         rng: &mut SecureRng,
     ) -> Result<(), SessionError> {
         let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ServerCorrelation::draw(session, rng));
         let weights = self.context.weights.clone();
-        let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys.clone(), rng.fork());
+        let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys, rng.fork());
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut ot = OtServer::new(plan.clone(), correlation.clone(), nodes, rng.fork());
         let guard = |result: Result<(), SessionError>| {

@@ -7,7 +7,9 @@ use crate::{
     arith::sample::SecureRng,
     he::HeClient as HeKeys,
     model::NodeId,
-    protocol::{ClientCorrelation, Encryptor, HeItem, HeTurn, Machine, Message, Plan, ProtocolError, Result, Turn},
+    protocol::{
+        ClientCorrelation, Encryptor, HeItem, HeTurn, KeySets, Machine, Message, Plan, ProtocolError, Result, Turn,
+    },
 };
 
 /// The client's machine of the HE lane.
@@ -24,9 +26,14 @@ pub struct HeClient {
 
 impl HeClient {
     /// A machine that does the offline part of all HE items of the plan.
-    pub fn new(plan: Arc<Plan>, correlation: Arc<ClientCorrelation>, keys: Arc<HeKeys>, rng: SecureRng) -> Self {
+    pub fn new(
+        plan: Arc<Plan>,
+        correlation: Arc<ClientCorrelation>,
+        keys: impl Into<KeySets<HeKeys>>,
+        rng: SecureRng,
+    ) -> Self {
         Self {
-            encryptor: Encryptor::new(plan.clone(), keys, rng),
+            encryptor: Encryptor::new(plan.clone(), keys.into(), rng),
             plan,
             correlation,
             next: 0,
@@ -51,7 +58,7 @@ impl HeClient {
         let output = graph.node(*id).output;
         match work {
             HeItem::Linear(..) => self.correlation.board.publish(graph, output, share.to_vec()),
-            HeItem::Product(_) => self.correlation.with_product(*id, share.len(), |sum| {
+            HeItem::Product(..) => self.correlation.with_product(*id, share.len(), |sum| {
                 sum.iter_mut().zip(share.iter()).for_each(|(s, &x)| *s = s.wrapping_add(x));
             }),
         }

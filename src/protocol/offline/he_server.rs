@@ -8,8 +8,8 @@ use crate::{
     he::HeServer as HeKeys,
     model::{NodeId, ServerWeights},
     protocol::{
-        Evaluator, HeItem, HeTurn, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn, WorkSpan,
-        operands::Operands,
+        Evaluator, HeItem, HeTurn, KeySets, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn,
+        WorkSpan, operands::Operands,
     },
 };
 
@@ -36,10 +36,10 @@ impl HeServer {
         plan: Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
         weights: Arc<ServerWeights>,
-        keys: Arc<HeKeys>,
+        keys: impl Into<KeySets<HeKeys>>,
         mut rng: SecureRng,
     ) -> Self {
-        let evaluator = Evaluator::new(plan.clone(), weights, keys, rng.fork());
+        let evaluator = Evaluator::new(plan.clone(), weights, keys.into(), rng.fork());
         Self { plan, correlation, evaluator, rng, next: 0, working: None, sent: 0, prepared: false }
     }
 
@@ -58,7 +58,7 @@ impl HeServer {
             return Ok(());
         }
         match work {
-            HeItem::Product(_) => {
+            HeItem::Product(..) => {
                 let masks = Operands::of(&plan.graph, *id)?.masks(&plan.graph, &mut self.rng);
                 self.evaluator.start_product(turn.item, &masks.left_mask, &masks.right_mask)?;
                 self.correlation.put_masks(*id, masks);
@@ -76,7 +76,7 @@ impl HeServer {
         self.sent += 1;
         match self.plan.he[evaluated.item].1 {
             HeItem::Linear(..) => self.correlation.put_linear(node, share),
-            HeItem::Product(_) => self.correlation.with_product(node, share.len(), |sum| {
+            HeItem::Product(..) => self.correlation.with_product(node, share.len(), |sum| {
                 sum.iter_mut().zip(share.iter()).for_each(|(s, &z)| *s = s.wrapping_add(z));
             }),
         }
