@@ -6,8 +6,11 @@ use super::*;
 use crate::{
     arith::sample::SecureRng,
     engine::cpu::CpuBackend,
-    he::{BfvContext, HeClient as ClientKeys, HeServer as ServerKeys},
-    model::{EdgeId, Evaluator, Exact, Function, Inputs, Model, NonLinear, Op, execute},
+    he::{BfvContext, HeClient as ClientKeys, HeCounters, HeServer as ServerKeys},
+    model::{
+        Boundary, EdgeId, Evaluator, Exact, Function, GraphOptions, Inputs, MergeSet, Model, NonLinear, Op, Rings,
+        execute,
+    },
 };
 
 pub(super) struct Parties {
@@ -15,6 +18,8 @@ pub(super) struct Parties {
     pub weights: Arc<crate::model::ServerWeights>,
     pub client_keys: Arc<ClientKeys>,
     pub server_keys: Arc<ServerKeys>,
+    pub client_sets: KeySets<ClientKeys>,
+    pub server_sets: KeySets<ServerKeys>,
     pub model: Model,
 }
 
@@ -27,19 +32,37 @@ impl Parties {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2");
         let model = Model::load(&dir).unwrap();
         let mut rng = SecureRng::from_os().unwrap();
-        let context = BfvContext::new(Arc::new(CpuBackend::new(None)), parameter_set().unwrap());
-        let keys = ClientKeys::generate(context.clone(), &mut rng);
-        let public = keys.public_key(&mut rng).unwrap();
-        let galois = keys.galois_keys(KEY_BLOCK, &mut rng).unwrap();
-        let server = ServerKeys::new(context, &public, Some(&galois)).unwrap();
-        let graph = model.client().graph(tokens).unwrap();
+        let graph = model.client().graph_with(tokens, &settings.graph).unwrap();
+        let plan = Plan::new(graph, &parameter_set().unwrap(), settings).unwrap();
+        let backend = Arc::new(CpuBackend::new(None));
+        let make = |set: SetId, elements: &[usize], rng: &mut SecureRng| {
+            let context = BfvContext::new(backend.clone(), set.params().unwrap().clone());
+            let keys = ClientKeys::generate(context.clone(), rng);
+            let public = keys.public_key(rng).unwrap();
+            let galois = keys.galois_keys_for(elements, rng).unwrap();
+            let server = ServerKeys::new(context, &public, Some(&galois)).unwrap();
+            (Arc::new(keys), Arc::new(server))
+        };
+        let mut needed = plan.rotation_elements();
+        needed.entry(SetId::Matmul8192).or_default();
+        let sets: Vec<_> = needed.iter().map(|(&set, elements)| (set, make(set, elements, &mut rng))).collect();
+        let client_sets: KeySets<ClientKeys> = sets.iter().map(|(set, keys)| (*set, keys.0.clone())).collect();
+        let server_sets: KeySets<ServerKeys> = sets.iter().map(|(set, keys)| (*set, keys.1.clone())).collect();
         Self {
-            plan: Arc::new(Plan::new(graph, &parameter_set().unwrap(), settings).unwrap()),
+            plan: Arc::new(plan),
             weights: model.weights().clone(),
-            client_keys: Arc::new(keys),
-            server_keys: Arc::new(server),
+            client_keys: client_sets.get(SetId::Matmul8192).unwrap().clone(),
+            server_keys: server_sets.get(SetId::Matmul8192).unwrap().clone(),
+            client_sets,
+            server_sets,
             model,
         }
+    }
+
+    /// The server's homomorphic work so far. One context serves both parties here: `encrypted` is the client's.
+    fn counters(&self) -> Vec<HeCounters> {
+        let keys = SetId::ALL.into_iter().filter_map(|set| self.server_sets.get(set).ok());
+        keys.map(|keys| keys.context().counters()).collect()
     }
 
     /// Runs both phases and returns the opened output, with the server's machine for its shares.
@@ -50,9 +73,9 @@ impl Parties {
         let client = Arc::new(ClientCorrelation::draw(session, plan, Box::new(MemoryTables::default()), &mut rng));
         let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
         let nodes = plan.ot_nodes(!interleaved, true);
-        let mut he = HeClient::new(plan.clone(), client.clone(), self.client_keys.clone(), rng.fork());
+        let mut he = HeClient::new(plan.clone(), client.clone(), self.client_sets.clone(), rng.fork());
         let mut he_server =
-            HeServer::new(plan.clone(), server.clone(), self.weights.clone(), self.server_keys.clone(), rng.fork());
+            HeServer::new(plan.clone(), server.clone(), self.weights.clone(), self.server_sets.clone(), rng.fork());
         let mut ot = OtClient::new(plan.clone(), client.clone(), nodes.clone(), rng.fork());
         let mut ot_server = OtServer::new(plan.clone(), server.clone(), nodes, rng.fork());
         assert!(drive_pair(&mut he, &mut he_server).unwrap());
@@ -90,7 +113,40 @@ fn every_edge_equals_the_oracle_in_every_mode() {
     }
 }
 
+/// Packings and modes of either phase, in prime rings where there are slots.
+#[test]
+fn every_edge_equals_the_oracle_in_every_packing() {
+    let prime = GraphOptions { rings: Rings::Prime, ..GraphOptions::default() };
+    let (offline, online) = (LinearMode::Offline, LinearMode::Online);
+    for (packing, linear, products, graph) in [
+        (PackingKind::TokensFirst, offline, ProductMode::Masked, prime),
+        (PackingKind::TokensFirst, offline, ProductMode::Fhgs, prime),
+        (PackingKind::FeaturesFirst, online, ProductMode::Fhgs, prime),
+        (PackingKind::Coefficient, offline, ProductMode::Fhgs, prime),
+        (PackingKind::BatchColumn, offline, ProductMode::Masked, GraphOptions::default()),
+    ] {
+        every_edge_equals_in(Settings { packing, linear, products, graph, ..Settings::EXACT }, &[false]);
+    }
+}
+
+/// Queries and keys multiplied at their full scale: one share that is known after a response is encrypted for another.
+#[test]
+fn every_edge_equals_the_oracle_with_merged_boundaries() {
+    let merge = MergeSet::NONE.with(Boundary::Scores).with(Boundary::Values);
+    for (rings, packing, products) in [
+        (Rings::Pow2, PackingKind::Coefficient, ProductMode::Masked),
+        (Rings::Prime, PackingKind::TokensFirst, ProductMode::Fhgs),
+    ] {
+        let graph = GraphOptions { merge, rings, ..GraphOptions::default() };
+        every_edge_equals_in(Settings { packing, products, graph, ..Settings::EXACT }, &[false]);
+    }
+}
+
 fn every_edge_equals(settings: Settings) {
+    every_edge_equals_in(settings, &[false, true]);
+}
+
+fn every_edge_equals_in(settings: Settings, tables: &[bool]) {
     let parties = Parties::with(8, settings);
     let costs = parties.plan.he_costs().unwrap();
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
@@ -98,17 +154,19 @@ fn every_edge_equals(settings: Settings) {
     let graph = &parties.plan.graph;
     let oracle = execute(graph, &parties.weights, &inputs).unwrap();
     assert_eq!(oracle.overflow_count(), 0);
-    for interleaved in [false, true] {
-        let before = parties.server_keys.context().counters();
+    for &interleaved in tables {
+        let before = parties.counters();
         let (output, client, server) = parties.run(inputs.clone(), interleaved);
-        let after = parties.server_keys.context().counters();
-        // One context serves both parties here: `encrypted` is the client's.
+        let after = parties.counters();
+        let done = |of: fn(&HeCounters) -> u64| -> u64 {
+            after.iter().map(of).sum::<u64>() - before.iter().map(of).sum::<u64>()
+        };
         let total = costs.total();
-        assert_eq!(after.products - before.products, total.products);
-        assert_eq!(after.scalar_products - before.scalar_products, total.scalar_products);
-        assert_eq!(after.key_switches - before.key_switches, total.key_switches);
-        assert_eq!(after.encrypted - before.encrypted, total.ciphertexts_up);
-        assert_eq!(after.responded - before.responded, total.ciphertexts_down);
+        assert_eq!(done(|c| c.products), total.products);
+        assert_eq!(done(|c| c.scalar_products), total.scalar_products);
+        assert_eq!(done(|c| c.key_switches), total.key_switches);
+        assert_eq!(done(|c| c.encrypted), total.ciphertexts_up);
+        assert_eq!(done(|c| c.responded), total.ciphertexts_down);
         for (i, edge) in graph.edges.iter().enumerate() {
             let id = EdgeId(i);
             let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
