@@ -200,6 +200,8 @@ pub struct HeInput {
     pub rows: usize,
     /// What tells two layouts of one packing apart: the block, or the features of a ciphertext.
     pub layout: usize,
+    /// Ciphertexts for each of the layout: digits of slot packings, 1 for others.
+    pub digits: usize,
     /// The parameter set.
     pub set: SetId,
 }
@@ -307,22 +309,22 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn linear(&mut self, id: NodeId) -> Result<HeItem> {
         let node = self.graph.node(id);
-        let (packing, layout) = self.linear_packing(id)?;
+        let (packing, layout, digits) = self.linear_packing(id)?;
         let (rows, set) = (self.graph.edge(node.output).rows, self.set);
-        let inputs = node.op.inputs().into_iter().map(|edge| HeInput { edge, rows, layout, set }).collect();
+        let inputs = node.op.inputs().into_iter().map(|edge| HeInput { edge, rows, layout, digits, set }).collect();
         Ok(HeItem::Linear(inputs, packing))
     }
 
     /// The packing of a linear node, and what tells the layout of its inputs from others.
-    fn linear_packing(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize)> {
+    fn linear_packing(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize, usize)> {
         let (graph, params, spec) = (self.graph, self.params, linear_spec(self.graph, id));
         if let Some(method) = slot_method(self.settings.packing) {
             let packing = SlotPacking::new(params, method, &spec)?;
-            let layout = packing.slots().1;
-            return Ok((Arc::new(packing), layout));
+            let (layout, digits) = (packing.slots().1, packing.digits());
+            return Ok((Arc::new(packing), layout, digits));
         }
         if self.settings.packing == PackingKind::BatchColumn {
-            return Ok((Arc::new(BatchColumnPacking::new(params, &spec)?), 1));
+            return Ok((Arc::new(BatchColumnPacking::new(params, &spec)?), 1, 1));
         }
         let block = match self.blocks.get(&spec.rows) {
             Some(&block) => block,
@@ -333,7 +335,7 @@ impl Planner<'_> {
             }
         };
         let packing = CoefficientPacking::with_block(params, &spec, stride(params, spec.rows), block)?;
-        Ok((Arc::new(packing), block))
+        Ok((Arc::new(packing), block, 1))
     }
 
     /// The cross terms of a product: all heads at once, or one by one where a packing serves no more.

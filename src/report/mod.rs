@@ -8,6 +8,7 @@
 //! [`accuracy`] compares the fixed-point model with the floating-point one over a labelled file, which [`dataset`] reads, by
 //! the figures of [`metrics`]; [`gate`] calibrates with it.
 
+pub mod ablation;
 pub mod accuracy;
 pub mod dataset;
 pub mod fields;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     engine::{Backend, OpCount},
     he::HeCounters,
-    model::{ClientModel, Encoded, Model, ModelError, OracleRun, Outputs, Prediction, Provenance, execute},
+    model::{ClientModel, Encoded, Exact, Model, Outputs, Prediction, Provenance},
     net::{
         Traffic,
         session::{
@@ -314,10 +314,15 @@ impl<'a, C: Connect> Runner<'a, C> {
         entry: &mut InputReport,
     ) -> Result<Private, ReportError> {
         let Connected { session, model } = connected;
+        let decision = self.decision(model, encoded.bucket)?;
+        if !matches!(self.options.tables, TableChoice::Kept { .. }) {
+            let (before, start) = (session.cut(), Instant::now());
+            session.ensure_keys(encoded.bucket, decision.settings)?;
+            self.report.setup += totals(start.elapsed().as_secs_f64(), &session.cut().since(&before));
+        }
         let before = session.cut();
         let start = Instant::now();
         let counted = self.connect.server_counters();
-        let decision = self.decision(model, encoded.bucket)?;
         let (prepared, making, notice) = self.options.tables.prepare(session, encoded.bucket, decision.settings)?;
         let kept = match making {
             Making::Offline => "spooled",
@@ -341,7 +346,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         }
         let half = self.connect.server_counters();
         let start = Instant::now();
-        let values = session.online(prepared, model.inputs(encoded)?)?;
+        let values = session.online(prepared, model.inputs_for(encoded, decision.settings.graph.lookup)?)?;
         let outputs = model.decode(encoded, &plan.graph, &values)?;
         let seconds = reading + start.elapsed().as_secs_f64();
         entry.online = Some(totals(seconds, &session.cut().since(&made)));
@@ -386,19 +391,9 @@ impl<'a, C: Connect> Runner<'a, C> {
         Ok(())
     }
 
-    /// The oracle of the graph that the parties agreed on.
-    fn oracle_run(&self, model: &Model, encoded: &Encoded) -> Result<OracleRun, ReportError> {
-        let graph = model.client().graph_with(encoded.bucket, &self.options.base.graph)?;
-        let inputs = model.client().inputs(encoded)?;
-        let execution = execute(&graph, model.weights(), &inputs);
-        let execution = execution.map_err(|e| ModelError::Input { reason: e.to_string() })?;
-        let outputs = model.client().decode(encoded, &graph, execution.edge(graph.output))?;
-        Ok(OracleRun { graph, execution, outputs })
-    }
-
     fn compare(&mut self, encoded: &Encoded, private: &Private, entry: &mut InputReport) -> Result<(), ReportError> {
         let Some(model) = self.oracle else { return Ok(()) };
-        let run = self.oracle_run(model, encoded)?;
+        let run = model.oracle_for(encoded, &self.options.base.graph, &mut Exact)?;
         let expected = run.execution.edge(run.graph.output);
         entry.oracle_outputs = Some(run.outputs.rows.concat());
         entry.float_outputs = Some(model.float(encoded)?.rows.concat());

@@ -47,6 +47,8 @@ pub enum Command {
     Calibrate(Calibrate),
     /// Make a model folder with random weights, to measure what shapes cost.
     Synth(Synth),
+    /// From homomorphic encryption online to the default, step by step, measured.
+    Ablation(Ablation),
     /// What this machine can compute on, and what stands in the way.
     Doctor(Doctor),
 }
@@ -318,6 +320,37 @@ pub struct Plan {
     /// Print the plan as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `ablation`.
+#[derive(Args)]
+pub struct Ablation {
+    /// Model folder
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Tokens of the text, [CLS] and [SEP] included
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(2..=512))]
+    pub tokens: u16,
+    /// Calibration file [default: heliostat.json in the model folder, if there]
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: Engine,
+    /// unlimited, lan (1 Gbps, 0.5 ms), wan (100 Mbps, 80 ms) or RATE,DELAY such as 10mbps,20ms
+    #[arg(long, default_value = "unlimited")]
+    pub link: Link,
+    /// Directory for garbled tables [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// Write the table as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Print the table as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// No progress
+    #[arg(long)]
+    pub quiet: bool,
 }
 
 /// Options of `serve`.

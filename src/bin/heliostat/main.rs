@@ -1,5 +1,6 @@
 //! The command line of Heliostat: parse, call the library, print.
 
+mod ablation;
 mod accuracy;
 mod args;
 mod calibrate;
@@ -53,6 +54,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Oracle(args) => oracle::oracle(args),
         Command::Accuracy(args) => accuracy::accuracy(args),
         Command::Calibrate(args) => calibrate::calibrate(args),
+        Command::Ablation(args) => ablation::ablation(args),
         Command::Doctor(args) => doctor(args),
     }
 }

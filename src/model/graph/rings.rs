@@ -96,11 +96,15 @@ pub(super) fn assign(needs: &[Need], nodes: &[Node], rings: Rings) -> Result<Vec
     needs.iter().enumerate().map(ring).collect()
 }
 
+/// Fewest bits of a prime: ciphertexts have those of 30 bits and below, and no ring of shares may be one of theirs.
+const LEAST_BITS: u32 = 31;
+
 /// The largest prime of so many bits, or of a few more where there is none; looked for once.
 fn slots(bits: u32, found: &[Option<ShareModulus>]) -> Option<ShareModulus> {
+    let bits = bits.max(LEAST_BITS);
     let known = |t: &ShareModulus| matches!(t, ShareModulus::Prime(_)) && t.bits() == bits;
     let known = found.iter().flatten().copied().find(known);
-    known.or_else(|| (bits.max(16)..=PrimeModulus::MAX_BITS).find_map(|bits| ShareModulus::slots(bits, SLOTS)))
+    known.or_else(|| (bits..=PrimeModulus::MAX_BITS).find_map(|bits| ShareModulus::slots(bits, SLOTS)))
 }
 
 /// Edges that share a ring, by union and find.

@@ -233,6 +233,7 @@ impl ClientSession {
         for (set, elements) in missing {
             self.send_keys(set, elements)?;
         }
+        self.connection.ready()?;
         super::setup_span(&self.connection.recorder, Party::Client, "keys", start);
         Ok(())
     }

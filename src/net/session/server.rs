@@ -18,7 +18,7 @@ use crate::{
     arith::sample::SecureRng,
     engine::{Backend, schedule::CostModel},
     he::{BfvContext, GaloisKeys, HeCounters, HeServer as HeKeys, PublicKey},
-    model::{Graph, ModelSpec, ServerWeights},
+    model::{Graph, Lookup, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
         Evaluator, HeServer, KEY_BLOCK, KeySets, Message, OnlineServer, OnlineWeights, OtServer, Plan, ProtocolError,
@@ -31,6 +31,8 @@ pub struct ServerContext {
     spec: ModelSpec,
     weights: Arc<ServerWeights>,
     online: Arc<OnlineWeights>,
+    /// The same for private lookup.
+    private: Option<(Arc<ServerWeights>, Arc<OnlineWeights>)>,
     manifest: Vec<u8>,
     digest: [u8; 32],
     backend: Arc<dyn Backend>,
@@ -63,6 +65,7 @@ impl ServerContext {
             spec,
             weights,
             online,
+            private: None,
             manifest,
             digest,
             backend,
@@ -73,6 +76,21 @@ impl ServerContext {
             store: None,
             plans: Mutex::default(),
         })
+    }
+
+    /// Serves private token lookup too, with its matrices.
+    pub fn with_private_lookup(mut self, weights: Arc<ServerWeights>) -> Self {
+        let online = Arc::new(OnlineWeights::on(weights.clone(), self.backend.clone()));
+        self.private = Some((weights, online));
+        self
+    }
+
+    /// The matrices of a plan, on the host and where the online phase multiplies by them.
+    fn weights(&self, plan: &Plan) -> (&Arc<ServerWeights>, &Arc<OnlineWeights>) {
+        match (&self.private, plan.settings.graph.lookup) {
+            (Some((weights, online)), Lookup::Private) => (weights, online),
+            _ => (&self.weights, &self.online),
+        }
     }
 
     /// Keeps correlations for later online phases in a store of this server's own.
@@ -206,6 +224,7 @@ impl Connection<'_> {
                     for (set, elements) in missing_keys(&*self.context.plan(tokens, settings)?, &keys.elements()) {
                         self.take_keys(&mut keys, set, elements, None)?;
                     }
+                    self.say(&Control::Ready)?;
                     super::setup_span(self.recorder, Party::Server, "keys", start);
                 }
                 (Control::Start { session, tokens, mode, settings, store }, true) => {
@@ -291,6 +310,9 @@ impl Connection<'_> {
         if !crate::model::BUCKETS.contains(&tokens) || tokens > self.context.max_tokens {
             return Some(format!("{tokens} tokens are not a bucket of this model (up to {})", self.context.max_tokens));
         }
+        if settings.graph.lookup == Lookup::Private && self.context.private.is_none() {
+            return Some("this server does not look tokens up privately; take public lookup".into());
+        }
         self.context.plan(tokens, settings).err().map(|e| e.to_string())
     }
 
@@ -331,7 +353,7 @@ impl Connection<'_> {
     ) -> Result<(), SessionError> {
         let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ServerCorrelation::draw(session, rng));
-        let weights = self.context.weights.clone();
+        let weights = self.context.weights(&plan).0.clone();
         let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys, rng.fork());
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut ot = OtServer::new(plan.clone(), correlation.clone(), nodes, rng.fork());
@@ -389,7 +411,7 @@ impl Connection<'_> {
         garbling: Option<OtServer>,
         evaluator: Option<Evaluator>,
     ) -> Result<(), SessionError> {
-        let weights = self.context.online.clone();
+        let weights = self.context.weights(plan).1.clone();
         let mut online = OnlineServer::new(plan.clone(), correlation, weights, garbling, evaluator);
         self.driver(Phase::Online, "online", &self.lanes.online, &plan.graph).run(&mut online)
     }
