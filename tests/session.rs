@@ -6,7 +6,7 @@ use std::{path::Path, sync::Arc, thread};
 
 use heliostat::{
     engine::cpu::CpuBackend,
-    model::{Inputs, Model, execute},
+    model::{GraphOptions, Inputs, Model, Rings, execute},
     net::{
         Channel, Meter, Role, memory_pair,
         session::{
@@ -14,7 +14,7 @@ use heliostat::{
             StoreError, Tables, chrome_trace, overlap, serve_connection, session_name,
         },
     },
-    protocol::{Layout, LinearMode, Methods, OtMethod, ProductMode, Settings},
+    protocol::{Layout, LinearMode, Methods, OtMethod, PackingKind, ProductMode, Settings},
 };
 
 fn model() -> Model {
@@ -128,6 +128,35 @@ fn homomorphic_work_online_equals_the_oracle() {
         drop(session);
         served.join().unwrap().unwrap_err();
     }
+}
+
+/// Switching keys of slots follow when they are first needed, and are not part of a phase.
+#[test]
+fn keys_come_when_a_packing_needs_them() {
+    let model = model();
+    let context = context(&model);
+    let (client, server) = memory_pair(256 << 20);
+    let served = thread::spawn(move || {
+        serve_connection(&context, server, [5; 16], Meter::new(Role::Server), &Recorder::default())
+    });
+    let mut session = connect(client, &model, Recorder::default()).unwrap();
+    let graph = GraphOptions { rings: Rings::Prime, ..GraphOptions::default() };
+    let (products, packing) = (ProductMode::Fhgs, PackingKind::TokensFirst);
+    let slots = Settings { products, packing, graph, ..Settings::EXACT };
+    let mut sent = Vec::new();
+    for settings in [Settings::EXACT, slots, Settings::EXACT, slots] {
+        let before = session.cut();
+        session.ensure_keys(8, settings).unwrap();
+        sent.push(session.cut().since(&before).bytes_up);
+        let prepared = session.offline(8, settings, Tables::Interleaved).unwrap();
+        let inputs = inputs(&model, "a few keys more", 8);
+        let output = session.online(prepared, inputs.clone()).unwrap();
+        let graph = model.client().graph_with(8, &settings.graph).unwrap();
+        assert_eq!(output, execute(&graph, model.weights(), &inputs).unwrap().edge(graph.output), "{settings:?}");
+    }
+    assert!(sent[0] == 0 && sent[1] > 1 << 20 && sent[2..] == [0, 0], "{sent:?}");
+    session.close().unwrap();
+    served.join().unwrap().unwrap();
 }
 
 #[test]

@@ -271,7 +271,9 @@ fn the_search_finds_what_does_travel() {
     let parties = Parties::new(8);
     let run = run(&parties, inputs(&parties, "so so"), false);
     let graph = &parties.plan.graph;
-    let (node, left, _) = &run.server.masks[0];
+    // Those of scalings are of a narrower ring.
+    let product = |(node, ..): &&(NodeId, Vec<u64>, Vec<u64>)| matches!(graph.node(*node).op, Op::Product { .. });
+    let (node, left, _) = run.server.masks.iter().find(product).unwrap();
     let edge = graph.node(*node).op.inputs()[0];
     let ring = graph.edge(edge).ring;
     let share = run.online.share_of(edge).unwrap();
