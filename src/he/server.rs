@@ -71,10 +71,15 @@ impl HeServer {
     }
 
     fn transform(&self, limbs: usize, values: &[i64], stride: usize) -> Result<Buffer> {
-        let ctx = &self.ctx;
         let positions: Vec<u32> = (0..stride as u32).collect();
-        let plain = ctx.backend().expand(ctx.ring(), limbs, values, &positions)?;
-        ctx.ntt_forward(&plain, Shape { polys: values.len() / stride.max(1), limbs })
+        self.transform_sparse(limbs, values, &positions)
+    }
+
+    /// Plaintexts of integers at the exponents `positions`, `[count][positions]`, transformed modulo the first `limbs` limbs.
+    pub(crate) fn transform_sparse(&self, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        let plain = ctx.backend().expand(ctx.ring(), limbs, values, positions)?;
+        ctx.ntt_forward(&plain, Shape { polys: values.len() / positions.len().max(1), limbs })
     }
 
     /// As [`Self::multiply`] for one group and a tile of a matrix of small integers that is on the device

@@ -13,8 +13,8 @@ mod tokens_first;
 
 pub use batch_column::BatchColumnPacking;
 pub use coefficient::{
-    ClientMatrix, CoefficientPacking, CostWeights, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand,
-    OperandBound, Product,
+    ClientMatrix, CoefficientLayout, CoefficientPacking, CostWeights, DeviceInput, EncryptedMatrix, InputLayout,
+    MatmulSpec, Operand, OperandBound, Product,
 };
 pub use tokens_first::{SlotEncoder, SlotMethod, SlotPacking};
 

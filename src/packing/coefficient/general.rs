@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::{
-    ClientMatrix, CoefficientPacking, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand, Product,
+    ClientMatrix, CoefficientPacking, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand, Product, split,
 };
 use crate::{
     arith::sample::SecureRng,
@@ -37,9 +37,11 @@ impl Packing for CoefficientPacking {
     fn rotation_elements(&self) -> Vec<usize> {
         let n = self.inputs.first().map_or(0, |input| input.n);
         // Those of `h` outputs are `N h / block + 1` and below.
-        let largest = self.packs.iter().map(|p| p.outputs).max().unwrap_or(1);
-        let elements = GaloisKeys::elements_for_block(n, self.output.block);
-        elements.into_iter().filter(|g| (g - 1) * self.output.block <= n * largest).collect()
+        let (largest, block) =
+            (self.merged.iter().map(|p| p.outputs).max().unwrap_or(1), self.output.block >> self.split);
+        let elements = GaloisKeys::elements_for_block(n, block);
+        let turns = split::elements(n, self.output.block, self.split);
+        elements.into_iter().filter(|g| (g - 1) * block <= n * largest).chain(turns.into_iter().skip(1)).collect()
     }
 
     fn input_ciphertexts(&self, index: usize) -> usize {
@@ -70,7 +72,7 @@ impl Packing for CoefficientPacking {
         let operand = |weights: &&[i64]| -> Result<Operand<'static>> {
             let small = weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
             match small {
-                Some(small) if self.spec.heads == 1 => Operand::small(server, &small),
+                Some(small) if self.expands_on_device() => Operand::small(server, &small),
                 _ => Ok(Operand::Secret(Arc::new(Zeroizing::new(weights.to_vec())))),
             }
         };

@@ -118,13 +118,13 @@ impl OutputLayout {
         self.heads * self.groups_per_head()
     }
 
-    /// The output ciphertexts: full packs of `K` groups, then one with the rest.
-    pub fn packs(&self) -> Vec<Pack> {
+    /// The output ciphertexts: full packs of `K` groups, then one with the rest, packed as `least` outputs or more.
+    pub fn packs(&self, least: usize) -> Vec<Pack> {
         (0..self.groups())
             .step_by(self.block)
             .map(|first| {
                 let used = self.block.min(self.groups() - first);
-                Pack { first, used, outputs: used.next_power_of_two() }
+                Pack { first, used, outputs: used.next_power_of_two().max(least) }
             })
             .collect()
     }
@@ -163,7 +163,7 @@ mod tests {
             let stride = 1 << log_s;
             let layout = OutputLayout { heads, rows, cols, stride, block: 1 << (log_s - cut.min(log_s)) };
             let mut seen = vec![false; heads * rows * cols];
-            for pack in layout.packs() {
+            for pack in layout.packs(1) {
                 let mut taken = std::collections::HashSet::new();
                 for (at, index) in layout.places(&pack) {
                     prop_assert!((at as usize) < rows * stride && taken.insert(at));

@@ -126,7 +126,7 @@ impl CoefficientPacking {
         let bound = self.spec.operand.max_abs(self.spec.t);
         let small = |&w: &i64| i16::try_from(w).ok().filter(|_| w.unsigned_abs() <= bound);
         match weights.iter().map(small).collect::<Option<Vec<i16>>>() {
-            Some(small) if self.spec.heads == 1 => Operand::small(server, &small),
+            Some(small) if self.expands_on_device() => Operand::small(server, &small),
             // A weight beyond its bound is refused with the plan's numbers.
             _ => Ok(Operand::Wide(weights)),
         }
