@@ -491,7 +491,8 @@ mod split {
 
     fn planned(spec: &MatmulSpec, stride: usize, block: usize, split: u32) -> CoefficientPacking {
         let params = ParameterSet::new(MATMUL_8192).unwrap();
-        CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride, block, split }).unwrap()
+        CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride, block, split, limbs: None })
+            .unwrap()
     }
 
     /// The figures of a layer of 128 tokens and 768 features: 12 ciphertexts there and back, 756 key switches without a split,
@@ -593,7 +594,11 @@ mod split {
         let params = parties.params();
         let spec = spec(pow2(32), 128, &[16], 16, 2047);
         let plan = |spec: &MatmulSpec, split| {
-            CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride: 64, block: 16, split })
+            CoefficientPacking::with_layout(
+                &params,
+                spec,
+                &CoefficientLayout { stride: 64, block: 16, split, limbs: None },
+            )
         };
         assert!(plan(&spec, 4).is_ok() && plan(&spec, 5).is_err() && plan(&spec, 70).is_err());
         let heads = MatmulSpec { heads: 2, ..spec.clone() };
@@ -626,7 +631,7 @@ proptest! {
         let stride = usize::min(8192 >> log_rows, 128);
         let block = stride >> cut;
         let mut parties = Parties::new(MATMUL_8192);
-        let layout = CoefficientLayout { stride, block, split: split.min(block.ilog2()) };
+        let layout = CoefficientLayout { stride, block, split: split.min(block.ilog2()), limbs: None };
         let spec = spec(pow2(36), rows, &[inner], cols, 2047);
         parties.check(&CoefficientPacking::with_layout(&parties.params(), &spec, &layout).unwrap());
     }
@@ -674,7 +679,7 @@ mod devices {
         let t = ShareModulus::slots(33, 8192).unwrap();
         let slots = |method, rows| SlotPacking::for_matmul(&params, method, t, rows, 5, 4, 2047).unwrap();
         let coefficient = CoefficientPacking::with_block(&params, &spec(pow2(32), 500, &[20], 5, 2047), 16, 4).unwrap();
-        let layout = CoefficientLayout { stride: 16, block: 8, split: 2 };
+        let layout = CoefficientLayout { stride: 16, block: 8, split: 2, limbs: None };
         let split = CoefficientPacking::with_layout(&params, &spec(pow2(32), 500, &[20], 19, 2047), &layout).unwrap();
         vec![
             Box::new(slots(SlotMethod::TokensFirst, 1000)),

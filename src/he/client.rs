@@ -80,8 +80,19 @@ impl HeClient {
     ///
     /// The noise ledger takes the messages for uniform modulo `t`, as shares and masks are.
     pub fn encrypt(&self, t: ShareModulus, messages: &[u64], rng: &mut SecureRng) -> Result<SeededCiphertexts> {
-        let params = self.ctx.params();
-        let (n, limbs) = (params.n(), params.limbs());
+        self.encrypt_at(self.ctx.params().limbs(), t, messages, rng)
+    }
+
+    /// As [`Self::encrypt`] modulo the first `limbs` primes only ([`ParameterSet::at_level`]).
+    pub fn encrypt_at(
+        &self,
+        limbs: usize,
+        t: ShareModulus,
+        messages: &[u64],
+        rng: &mut SecureRng,
+    ) -> Result<SeededCiphertexts> {
+        let params = &self.ctx.params().at_level(limbs)?;
+        let n = params.n();
         if !messages.len().is_multiple_of(n) {
             return Err(HeError::shape(
                 "encrypt",

@@ -93,6 +93,11 @@ pub trait Packing: Send + Sync {
     /// Ciphertexts of summed input number `index`; 0 if there is none.
     fn input_ciphertexts(&self, index: usize) -> usize;
 
+    /// Bytes of summed input number `index` as it is sent; `None` on overflow.
+    fn input_bytes(&self, params: &ParameterSet, index: usize) -> Option<usize> {
+        SeededCiphertexts::byte_len(params, self.input_ciphertexts(index))
+    }
+
     /// Coefficients of c0 that are sent, of all response ciphertexts together.
     fn kept_coefficients(&self) -> usize;
 

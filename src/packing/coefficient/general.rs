@@ -10,7 +10,7 @@ use super::{
 use crate::{
     arith::sample::SecureRng,
     engine::schedule::{TaskGraph, TaskId},
-    he::{GaloisKeys, HeClient, HeError, HeServer, Response, ResponsePlan, Result, SeededCiphertexts},
+    he::{GaloisKeys, HeClient, HeError, HeServer, ParameterSet, Response, ResponsePlan, Result, SeededCiphertexts},
     packing::{
         Counts, Loaded, LoadedInput, Packing, Pending, PendingProduct, Prepared, PreparedWeights, check_weights,
         foreign,
@@ -48,6 +48,10 @@ impl Packing for CoefficientPacking {
         self.inputs.get(index).map_or(0, InputLayout::ciphertexts)
     }
 
+    fn input_bytes(&self, params: &ParameterSet, index: usize) -> Option<usize> {
+        self.inputs.get(index)?.byte_len(params)
+    }
+
     fn kept_coefficients(&self) -> usize {
         self.outputs()
     }
@@ -60,6 +64,11 @@ impl Packing for CoefficientPacking {
         rng: &mut SecureRng,
     ) -> Result<SeededCiphertexts> {
         Ok(client.encrypt_matrix(self.spec.t, self.input(index)?, x, rng)?.into_ciphertexts())
+    }
+
+    fn read_input(&self, params: &ParameterSet, index: usize, bytes: &[u8]) -> Result<SeededCiphertexts> {
+        let params = &params.at_level(self.limbs())?;
+        SeededCiphertexts::from_bytes(params, self.input_ciphertexts(index), bytes)
     }
 
     fn load_input(&self, server: &HeServer, index: usize, input: Arc<SeededCiphertexts>) -> Result<LoadedInput> {

@@ -35,8 +35,10 @@ impl DeviceInput {
     /// # Errors
     /// If the operand's layout is no layout, a switching key is missing, or the device fails.
     pub fn upload(packing: &CoefficientPacking, server: &HeServer, matrix: &EncryptedMatrix) -> Result<Self> {
+        let layout = *matrix.layout();
+        let server = &server.at_level(layout.limbs)?;
         let ctx = server.context();
-        let (params, layout) = (ctx.params(), *matrix.layout());
+        let params = ctx.params();
         if matrix.ciphertexts().len() != layout.ciphertexts() || layout.n != params.n() {
             return Err(HeError::shape(
                 "multiply",
@@ -201,7 +203,10 @@ impl<'a> Operands<'a> {
         let heads = self.heads().nth(part).unwrap_or(0..0);
         let chunks = self.operands.iter().filter_map(|(input, _)| input.parts.get(part));
         let widest = chunks.flatten().map(|(blocks, _)| blocks.len()).max().unwrap_or(1);
-        let tile = (tile_polys(ctx) / (heads.len() * widest).max(1)).clamp(1, outputs.len().max(1));
+        // On CPU threads plaintexts that are made from small integers take no memory.
+        let small = self.operands.iter().all(|(_, weights)| matches!(weights, Operand::Small { .. }));
+        let polys = if small && ctx.capacity().device == 0 { usize::MAX } else { tile_polys(ctx) };
+        let tile = (polys / (heads.len() * widest).max(1)).clamp(1, outputs.len().max(1));
         steps(outputs, tile)
             .map(|outputs| {
                 let products = self.tile(part, &heads, &outputs)?;

@@ -67,11 +67,14 @@ pub struct CostWeights {
     /// Most levels of output packing that may be done on the inputs; they need switching keys of their own
     /// ([`crate::packing::Packing::rotation_elements`]).
     pub max_split: u32,
+    /// Whether ciphertexts have the fewest limbs that the noise ledger allows, and not all. Then an input serves only products
+    /// that take as many ([`CoefficientPacking::limbs`]).
+    pub fewest_limbs: bool,
 }
 
 impl Default for CostWeights {
     fn default() -> Self {
-        Self { key_switch: 12.0, upload: 20.0, download: 15.0, max_block: 256, max_split: 0 }
+        Self { key_switch: 12.0, upload: 20.0, download: 15.0, max_block: 256, max_split: 0, fewest_limbs: false }
     }
 }
 
@@ -84,6 +87,8 @@ pub struct CoefficientLayout {
     pub block: usize,
     /// Levels of output packing that are done on the inputs instead of the outputs, up to `log2 K`.
     pub split: u32,
+    /// Limbs of all ciphertexts; `None` is the fewest that the noise ledger allows.
+    pub limbs: Option<usize>,
 }
 
 /// A planned product: layouts, noise and the cut of the response. Both parties derive it from public numbers.
@@ -97,6 +102,8 @@ pub struct CoefficientPacking {
     pub(super) split: u32,
     /// What the other levels pack; `packs` where no level is on the inputs.
     pub(super) merged: Vec<Pack>,
+    /// Limbs of the whole parameter set.
+    whole: usize,
     pub(super) response: ResponsePlan,
     pub(super) counts: Counts,
 }
@@ -117,7 +124,7 @@ impl CoefficientPacking {
     ) -> Result<Self> {
         let operand = OperandBound::Weights { max_abs };
         let spec = MatmulSpec { t, heads: 1, rows, inner: vec![inner], cols, operand };
-        Self::choose(params, &spec, &CostWeights::default())
+        Self::choose(params, &spec, &CostWeights { fewest_limbs: true, ..CostWeights::default() })
     }
 
     /// The cheapest layout that the width rule admits, over all strides and blocks.
@@ -125,6 +132,7 @@ impl CoefficientPacking {
     /// # Errors
     /// The width error of the least noisy layout if none is admitted.
     pub fn choose(params: &ParameterSet, spec: &MatmulSpec, weights: &CostWeights) -> Result<Self> {
+        let limbs = if weights.fewest_limbs { None } else { Some(params.limbs()) };
         let mut best: Option<(f64, Self)> = None;
         let mut refusal = HeError::shape("packing", format!("{} rows do not fit N = {}", spec.rows, params.n()));
         let mut stride = params.n() / spec.rows.max(1).next_power_of_two();
@@ -134,7 +142,7 @@ impl CoefficientPacking {
             while block > 0 {
                 let most = if spec.heads == 1 { weights.max_split.min(block.ilog2()) } else { 0 };
                 for split in (0..=most).rev() {
-                    match Self::with_layout(params, spec, &CoefficientLayout { stride, block, split }) {
+                    match Self::with_layout(params, spec, &CoefficientLayout { stride, block, split, limbs }) {
                         Ok(plan) => {
                             let cost = plan.cost(weights);
                             if best.as_ref().is_none_or(|(c, _)| cost < *c) {
@@ -151,12 +159,13 @@ impl CoefficientPacking {
         best.map(|(_, plan)| plan).ok_or(refusal)
     }
 
-    /// The layout with the given stride and block.
+    /// The layout with the given stride and block, ciphertexts of all limbs and no level on the inputs, so that products that differ
+    /// in columns and weights can share inputs.
     ///
     /// # Errors
     /// If the sizes do not fit, or the noise breaks the width rule.
     pub fn with_block(params: &ParameterSet, spec: &MatmulSpec, stride: usize, block: usize) -> Result<Self> {
-        Self::with_layout(params, spec, &CoefficientLayout { stride, block, split: 0 })
+        Self::with_layout(params, spec, &CoefficientLayout { stride, block, split: 0, limbs: Some(params.limbs()) })
     }
 
     /// The given layout.
@@ -165,7 +174,12 @@ impl CoefficientPacking {
     /// If the sizes do not fit, levels are to be done on the inputs of a product with several heads, or the noise breaks the width
     /// rule.
     pub fn with_layout(params: &ParameterSet, spec: &MatmulSpec, layout: &CoefficientLayout) -> Result<Self> {
-        let CoefficientLayout { stride, block, split } = *layout;
+        let fewest = layout.limbs.is_none() && params.limbs() > 1;
+        if fewest && let Ok(plan) = Self::with_layout(&params.at_level(params.limbs() - 1)?, spec, layout) {
+            return Ok(plan);
+        }
+        let params = &params.at_level(layout.limbs.unwrap_or(params.limbs()))?;
+        let CoefficientLayout { stride, block, split, .. } = *layout;
         let MatmulSpec { t, heads, rows, cols, operand, .. } = *spec;
         if cols == 0 || spec.inner.is_empty() || !t.is_valid() {
             return Err(HeError::shape("packing", format!("nothing to multiply in {spec:?}")));
@@ -180,7 +194,7 @@ impl CoefficientPacking {
             return Err(HeError::shape("packing", detail));
         }
         let layout = |&inner: &usize| {
-            let layout = InputLayout { n: params.n(), heads, rows, inner, stride, block };
+            let layout = InputLayout { n: params.n(), heads, rows, inner, stride, block, limbs: params.limbs() };
             layout.check().map(|()| layout)
         };
         let inputs = spec.inner.iter().map(layout).collect::<Result<Vec<_>>>()?;
@@ -196,7 +210,8 @@ impl CoefficientPacking {
         let response = params.check(t, &products.plus(&turns).packed(params, largest))?;
 
         let counts = Counts::default();
-        let mut plan = Self { spec: spec.clone(), inputs, output, packs, split, merged, response, counts };
+        let whole = params.key_limbs();
+        let mut plan = Self { spec: spec.clone(), inputs, output, packs, split, merged, whole, response, counts };
         plan.counts = plan.count(params).ok_or_else(|| HeError::shape("packing", "the product is too large"))?;
         Ok(plan)
     }
@@ -221,6 +236,11 @@ impl CoefficientPacking {
         self.output.block
     }
 
+    /// Limbs of the ciphertexts.
+    pub fn limbs(&self) -> usize {
+        self.inputs.first().map_or(self.whole, |input| input.limbs)
+    }
+
     /// Levels of output packing that are done on the inputs.
     pub fn split(&self) -> u32 {
         self.split
@@ -241,12 +261,11 @@ impl CoefficientPacking {
         self.counts.bytes_down as usize
     }
 
-    /// The cost in the units of `weights`.
+    /// The cost in the units of `weights`, which are those of all limbs; fewer cost less.
     pub fn cost(&self, weights: &CostWeights) -> f64 {
-        let c = &self.counts;
-        c.products as f64
-            + c.key_switches as f64 * weights.key_switch
-            + c.ciphertexts_up as f64 * weights.upload
+        let (c, part) = (&self.counts, self.limbs() as f64 / self.whole as f64);
+        (c.products as f64 + c.key_switches as f64 * weights.key_switch + c.ciphertexts_up as f64 * weights.upload)
+            * part
             + c.ciphertexts_down as f64 * weights.download
     }
 
@@ -281,18 +300,14 @@ impl CoefficientPacking {
     }
 }
 
-/// Noise that the key switches of inputs bring to a coefficient of a product, `terms` weights of each turn.
-///
-/// Digits of one turn's key switches meet the same errors, so that they are added up before: the sum of `A` products of a digit
-/// and weights. Digits are not centred. Bounded weights may all have one sign, and the sum is bounded by the sum of the weights;
-/// uniform ones are independent of each other, and it has the deviation of their sum.
+/// Noise that the key switches of inputs bring to a coefficient of a product of `terms` weights: with levels on the inputs, `A`
+/// times as many. Bounded weights may all have one sign; uniform ones are independent of each other.
 fn turned_inputs(params: &ParameterSet, terms: f64, operand: OperandBound, magnitude: f64, split: u32) -> NoiseBound {
     let turns = (1u64 << split) as f64;
-    let switch = NoiseBound::key_switch(params);
     let sum = turns * terms * magnitude;
     let square = match operand {
         OperandBound::Weights { .. } => sum * sum,
         OperandBound::Uniform => turns * terms * magnitude * magnitude,
     };
-    NoiseBound { variance: switch.variance * (turns - 1.0) * square, offset: switch.offset * (turns - 1.0) * sum }
+    NoiseBound::turned_products(params, turns, sum, square)
 }

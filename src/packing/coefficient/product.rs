@@ -59,6 +59,7 @@ impl Product {
         rng: &mut SecureRng,
     ) -> Result<Self> {
         let packing = Arc::new(packing.clone());
+        let server = &server.at_level(packing.limbs())?;
         let ctx = server.context().clone();
         let operands = Arc::new(Operands::new(packing.clone(), server.clone(), operands)?);
         let adder = Adder { name, packing: packing.clone(), server, ctx: &ctx, operands };
