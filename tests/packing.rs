@@ -620,6 +620,62 @@ mod split {
     }
 }
 
+mod limbs {
+    use super::*;
+
+    fn planned(spec: &MatmulSpec, limbs: Option<usize>) -> Result<CoefficientPacking, HeError> {
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride: 64, block: 8, split: 0, limbs })
+    }
+
+    /// The width rule with 30 bits a limb, and 30720 bytes a limb and ciphertext on the line.
+    #[test]
+    fn the_fewest_that_the_ledger_allows() {
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        for (bits, limbs) in [(1, 3), (20, 3), (24, 3), (32, 4), (48, 4), (54, 4), (56, 5), (64, 5)] {
+            let layer = spec(pow2(bits), 128, &[768], 768, 2047);
+            let fewest = planned(&layer, None).unwrap();
+            assert_eq!((fewest.limbs(), fewest.counts().bytes_up), (limbs, 96 * limbs as u64 * 30720 + 40), "{bits}");
+            assert_eq!(fewest.input_bytes(&params, 0), Some(fewest.counts().bytes_up as usize));
+            assert!(matches!(planned(&layer, Some(limbs - 1)), Err(HeError::Width { .. })), "{bits}");
+            for more in limbs..=5 {
+                assert_eq!(planned(&layer, Some(more)).unwrap().limbs(), more);
+            }
+            assert!(planned(&layer, Some(0)).is_err() && planned(&layer, Some(6)).is_err());
+            // All of them unless asked for.
+            assert_eq!(CoefficientPacking::with_block(&params, &layer, 64, 8).unwrap().limbs(), 5);
+            let all = CoefficientPacking::choose(&params, &layer, &CostWeights::default()).unwrap();
+            let few = CostWeights { fewest_limbs: true, ..CostWeights::default() };
+            assert_eq!((all.limbs(), CoefficientPacking::choose(&params, &layer, &few).unwrap().limbs()), (5, limbs));
+        }
+    }
+
+    #[test]
+    fn exact_at_every_level() {
+        let mut parties = Parties::new(MATMUL_8192);
+        for (bits, limbs, max_abs) in
+            [(8, 3, 1 << 16), (24, 3, 2047), (33, 4, 1 << 16), (50, 4, 2047), (40, 5, 1 << 20), (64, 5, 2047)]
+        {
+            parties.check(&planned(&spec(pow2(bits), 100, &[50], 21, max_abs), Some(limbs)).unwrap());
+        }
+    }
+
+    /// Inputs of one level at another.
+    #[test]
+    fn levels_do_not_mix() {
+        let mut parties = Parties::new(MATMUL_8192);
+        let layer = spec(pow2(24), 100, &[50], 21, 100);
+        let (three, four) = (planned(&layer, Some(3)).unwrap(), planned(&layer, Some(4)).unwrap());
+        let (server, params) = (parties.server(&three), parties.params());
+        let input = three.encrypt_input(&parties.client, 0, &[1; 5000], &mut parties.rng).unwrap();
+        assert!(four.read_input(&params, 0, &input.to_bytes(&params)).is_err());
+        assert!(four.load_input(&server, 0, Arc::new(input.clone())).is_err());
+        let input = three.load_input(&server, 0, Arc::new(input)).unwrap();
+        let weights = four.prepare_weights(&server, &[&[1; 1050]]).unwrap();
+        assert!(four.multiply_prepared(&server, &[input], &weights, &mut parties.rng).is_err());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 

@@ -241,6 +241,11 @@ impl SeededCiphertexts {
             return Err(HeError::shape("expand", format!("ciphertexts {range:?} of {}", self.count)));
         }
         let poly = params.limbs() * params.n();
+        if self.c0.len() != self.count * poly {
+            let limbs = self.c0.len() / (self.count * params.n()).max(1);
+            let detail = format!("ciphertexts of {limbs} limbs where {} are read", params.limbs());
+            return Err(HeError::shape("expand", detail));
+        }
         let mut out = vec![0; range.len() * 2 * poly];
         out.par_chunks_mut(2 * poly).zip(range).try_for_each(|(out, k)| {
             let (c0, a) = out.split_at_mut(poly);
