@@ -17,8 +17,8 @@ use heliostat::{
         ParameterSpec, PublicKey, Response, SeededCiphertexts,
     },
     packing::{
-        BatchColumnPacking, CoefficientPacking, Counts, LoadedInput, MatmulSpec, OperandBound, Packing, SlotEncoder,
-        SlotMethod, SlotPacking,
+        BatchColumnPacking, CoefficientLayout, CoefficientPacking, CostWeights, Counts, LoadedInput, MatmulSpec,
+        OperandBound, Packing, SlotEncoder, SlotMethod, SlotPacking,
     },
 };
 use proptest::prelude::*;
@@ -486,8 +486,213 @@ fn coefficient_packing_behind_the_trait() {
     }
 }
 
+mod split {
+    use super::*;
+
+    fn planned(spec: &MatmulSpec, stride: usize, block: usize, split: u32) -> CoefficientPacking {
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride, block, split, limbs: None })
+            .unwrap()
+    }
+
+    /// The figures of a layer of 128 tokens and 768 features: 12 ciphertexts there and back, 756 key switches without a split,
+    /// 168 with half of the levels on the inputs.
+    #[test]
+    fn counts_of_a_layer() {
+        let spec = spec(pow2(32), 128, &[768], 768, 2047);
+        for (split, key_switches) in [(0, 756), (1, 384), (2, 216), (3, 168), (4, 216), (5, 384), (6, 756)] {
+            let packing = planned(&spec, 64, 64, split);
+            let counts = packing.counts();
+            assert_eq!((counts.ciphertexts_up, counts.ciphertexts_down, counts.products), (12, 12, 9216));
+            assert_eq!(
+                (counts.key_switches, packing.rotation_elements().len()),
+                (key_switches, [6, 6, 7, 10, 17, 32, 63][split as usize])
+            );
+        }
+        // Where uploads are dear, that is the cheapest of all layouts.
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        let weights = CostWeights { upload: 400.0, max_split: 3, ..CostWeights::default() };
+        let chosen = CoefficientPacking::choose(&params, &spec, &weights).unwrap();
+        assert_eq!((chosen.stride(), chosen.block(), chosen.split()), (64, 64, 3));
+        assert_eq!(
+            CoefficientPacking::choose(&params, &spec, &CostWeights { max_split: 0, ..weights }).unwrap().split(),
+            0
+        );
+    }
+
+    /// `A - 1` key switches an input and `B - 1` an output, whatever the shape; products of absent outputs are left out.
+    #[test]
+    fn formulas() {
+        for (rows, stride) in [(128, 64), (30, 256), (7, 1024), (1, 8192)] {
+            for (inner, cols) in [(1usize, 1usize), (64, 64), (768, 768), (100, 7), (65, 300), (768, 3072)] {
+                for block in [8usize, 16, 64] {
+                    for split in 0..=block.ilog2() {
+                        let counts =
+                            planned(&spec(pow2(32), rows, &[inner], cols, 2047), stride, block, split).counts();
+                        let (turns, groups) = (1 << split, cols.div_ceil(stride / block));
+                        let (full, rest) = (groups / block, groups % block);
+                        let last = if rest == 0 { 0 } else { usize::max(rest.next_power_of_two(), turns) / turns };
+                        let up = inner.div_ceil(block);
+                        let outputs = full * (block / turns) + last;
+                        let down = full + usize::from(rest > 0);
+                        assert_eq!((counts.ciphertexts_up, counts.ciphertexts_down), (up as u64, down as u64));
+                        assert_eq!(counts.key_switches, (up * (turns - 1) + outputs - down) as u64);
+                        let computed = full * (block / turns) + last.min(rest);
+                        assert_eq!(
+                            counts.products,
+                            (computed * turns * up) as u64,
+                            "{rows} {inner} {cols} {block} {split}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Full and ragged packs, several blocks and inputs, several columns a polynomial, every number of levels.
+    #[test]
+    fn exact_in_ragged_shapes() {
+        let mut parties = Parties::new(MATMUL_8192);
+        for (spec, stride, block, split) in [
+            (spec(pow2(32), 128, &[64], 64, 2047), 64, 64, 3),
+            (spec(pow2(32), 128, &[33], 40, 2047), 64, 16, 2),
+            (spec(pow2(40), 32, &[77], 129, 32767), 256, 16, 1),
+            (spec(pow2(37), 20, &[31, 9], 70, 2048), 256, 32, 4),
+            (spec(pow2(64), 7, &[20, 31], 5, 32767), 1024, 8, 3),
+            (spec(pow2(20), 1, &[40], 3, 100), 8192, 4, 2),
+            (spec(pow2(48), 30, &[10], 300, 2047), 256, 2, 1),
+            (spec(ShareModulus::slots(37, 8192).unwrap(), 100, &[10], 20, 2047), 64, 8, 2),
+            (MatmulSpec { operand: OperandBound::Uniform, ..spec(pow2(43), 8, &[60], 40, 0) }, 1024, 64, 3),
+        ] {
+            parties.check(&planned(&spec, stride, block, split));
+        }
+    }
+
+    /// Weights of one sign and size, where the errors of the digits add up.
+    #[test]
+    fn weights_of_one_sign() {
+        let mut parties = Parties::new(MATMUL_8192);
+        let packing = planned(&spec(pow2(64), 128, &[64], 64, 32767), 64, 32, 3);
+        let t = pow2(64);
+        let (share, mask) = parties.run(&packing, &[vec![t.largest(); 128 * 64]], &[vec![32767; 64 * 64]]);
+        let expected = t.from_signed(-32767 * 64);
+        assert!(share.iter().zip(&mask).all(|(&c, &z)| t.add(c, z) == expected));
+    }
+
+    #[test]
+    fn small_tiles_change_nothing() {
+        for tile in [1, 3 * 5 * 8192] {
+            let mut parties = Parties::on(MATMUL_8192, Arc::new(CpuBackend::new(None)), Some(tile));
+            parties.check(&planned(&spec(pow2(32), 100, &[40], 20, 100), 64, 8, 2));
+        }
+    }
+
+    /// A client whose keys are those of output packing alone serves no split, and heads take none.
+    #[test]
+    fn what_cannot_be_planned_or_run() {
+        let mut parties = Parties::new(MATMUL_8192);
+        let params = parties.params();
+        let spec = spec(pow2(32), 128, &[16], 16, 2047);
+        let plan = |spec: &MatmulSpec, split| {
+            CoefficientPacking::with_layout(
+                &params,
+                spec,
+                &CoefficientLayout { stride: 64, block: 16, split, limbs: None },
+            )
+        };
+        assert!(plan(&spec, 4).is_ok() && plan(&spec, 5).is_err() && plan(&spec, 70).is_err());
+        let heads = MatmulSpec { heads: 2, ..spec.clone() };
+        assert!(plan(&heads, 0).is_ok() && plan(&heads, 1).is_err());
+        let uniform = |bits| MatmulSpec { t: pow2(bits), operand: OperandBound::Uniform, ..spec.clone() };
+        // The narrower width rule of uniform operands.
+        assert!(plan(&uniform(48), 0).is_ok() && plan(&uniform(43), 3).is_ok());
+        assert!(matches!(plan(&uniform(48), 3), Err(HeError::Width { ring_bits: 48, .. })));
+        let (split, whole) = (plan(&spec, 2).unwrap(), plan(&spec, 0).unwrap());
+        let server = parties.server(&whole);
+        let input = Arc::new(split.encrypt_input(&parties.client, 0, &[1; 128 * 16], &mut parties.rng).unwrap());
+        let e = split.load_input(&server, 0, input.clone()).err().unwrap().to_string();
+        assert!(e.contains("switching key"), "{e}");
+        // Inputs that were turned for another split.
+        let server = parties.server(&split);
+        let loaded = whole.load_input(&server, 0, input).unwrap();
+        let weights = split.prepare_weights(&server, &[&[1; 256]]).unwrap();
+        assert!(split.multiply_prepared(&server, &[loaded], &weights, &mut parties.rng).is_err());
+    }
+}
+
+mod limbs {
+    use super::*;
+
+    fn planned(spec: &MatmulSpec, limbs: Option<usize>) -> Result<CoefficientPacking, HeError> {
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        CoefficientPacking::with_layout(&params, spec, &CoefficientLayout { stride: 64, block: 8, split: 0, limbs })
+    }
+
+    /// The width rule with 30 bits a limb, and 30720 bytes a limb and ciphertext on the line.
+    #[test]
+    fn the_fewest_that_the_ledger_allows() {
+        let params = ParameterSet::new(MATMUL_8192).unwrap();
+        for (bits, limbs) in [(1, 3), (20, 3), (23, 3), (24, 4), (32, 4), (48, 4), (53, 4), (54, 5), (64, 5)] {
+            let layer = spec(pow2(bits), 128, &[768], 768, 2047);
+            let fewest = planned(&layer, None).unwrap();
+            assert_eq!((fewest.limbs(), fewest.counts().bytes_up), (limbs, 96 * limbs as u64 * 30720 + 40), "{bits}");
+            assert_eq!(fewest.input_bytes(&params, 0), Some(fewest.counts().bytes_up as usize));
+            assert!(matches!(planned(&layer, Some(limbs - 1)), Err(HeError::Width { .. })), "{bits}");
+            for more in limbs..=5 {
+                assert_eq!(planned(&layer, Some(more)).unwrap().limbs(), more);
+            }
+            assert!(planned(&layer, Some(0)).is_err() && planned(&layer, Some(6)).is_err());
+            // All of them unless asked for.
+            assert_eq!(CoefficientPacking::with_block(&params, &layer, 64, 8).unwrap().limbs(), 5);
+            let all = CoefficientPacking::choose(&params, &layer, &CostWeights::default()).unwrap();
+            let few = CostWeights { fewest_limbs: true, ..CostWeights::default() };
+            // Another block may take one fewer.
+            let few = CoefficientPacking::choose(&params, &layer, &few).unwrap();
+            assert!(all.limbs() == 5 && (limbs - 1..=limbs).contains(&few.limbs()));
+        }
+    }
+
+    #[test]
+    fn exact_at_every_level() {
+        let mut parties = Parties::new(MATMUL_8192);
+        for (bits, limbs, max_abs) in
+            [(8, 3, 1 << 16), (24, 3, 2047), (33, 4, 1 << 16), (50, 4, 2047), (40, 5, 1 << 20), (64, 5, 2047)]
+        {
+            parties.check(&planned(&spec(pow2(bits), 100, &[50], 21, max_abs), Some(limbs)).unwrap());
+        }
+    }
+
+    /// Inputs of one level at another.
+    #[test]
+    fn levels_do_not_mix() {
+        let mut parties = Parties::new(MATMUL_8192);
+        let layer = spec(pow2(24), 100, &[50], 21, 100);
+        let (three, four) = (planned(&layer, Some(3)).unwrap(), planned(&layer, Some(4)).unwrap());
+        let (server, params) = (parties.server(&three), parties.params());
+        let input = three.encrypt_input(&parties.client, 0, &[1; 5000], &mut parties.rng).unwrap();
+        assert!(four.read_input(&params, 0, &input.to_bytes(&params)).is_err());
+        assert!(four.load_input(&server, 0, Arc::new(input.clone())).is_err());
+        let input = three.load_input(&server, 0, Arc::new(input)).unwrap();
+        let weights = four.prepare_weights(&server, &[&[1; 1050]]).unwrap();
+        assert!(four.multiply_prepared(&server, &[input], &weights, &mut parties.rng).is_err());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn split_points_of_any_shape(
+        log_rows in 3u32..8, less in 0usize..4, inner in 1usize..80, cols in 1usize..80, cut in 0u32..3, split in 1u32..4,
+    ) {
+        let rows = (1 << log_rows) - less;
+        let stride = usize::min(8192 >> log_rows, 128);
+        let block = stride >> cut;
+        let mut parties = Parties::new(MATMUL_8192);
+        let layout = CoefficientLayout { stride, block, split: split.min(block.ilog2()), limbs: None };
+        let spec = spec(pow2(36), rows, &[inner], cols, 2047);
+        parties.check(&CoefficientPacking::with_layout(&parties.params(), &spec, &layout).unwrap());
+    }
 
     #[test]
     fn batch_column_of_any_shape(rows in 1usize..9000, inner in 1usize..12, more in 0usize..3, cols in 1usize..9, bits in 1u32..=38) {
@@ -532,10 +737,13 @@ mod devices {
         let t = ShareModulus::slots(33, 8192).unwrap();
         let slots = |method, rows| SlotPacking::for_matmul(&params, method, t, rows, 5, 4, 2047).unwrap();
         let coefficient = CoefficientPacking::with_block(&params, &spec(pow2(32), 500, &[20], 5, 2047), 16, 4).unwrap();
+        let layout = CoefficientLayout { stride: 16, block: 8, split: 2, limbs: None };
+        let split = CoefficientPacking::with_layout(&params, &spec(pow2(32), 500, &[20], 19, 2047), &layout).unwrap();
         vec![
             Box::new(slots(SlotMethod::TokensFirst, 1000)),
             Box::new(slots(SlotMethod::FeaturesFirst, 3)),
             Box::new(coefficient),
+            Box::new(split),
         ]
     }
 

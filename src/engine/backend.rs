@@ -372,6 +372,14 @@ pub trait Backend: Send + Sync {
     /// `o < m`, zero where that is outside the matrix. The result is `[outputs][inputs][limbs][N]`.
     fn expand_matrix(&self, ring: &Arc<RnsRing>, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer>;
 
+    /// [`Backend::matmul_plain`] of one group with the plaintexts of [`Backend::expand_matrix`]: `ct` is `[inputs][2][limbs][N]` in the
+    /// NTT domain, the result `[outputs][2][limbs][N]`. A backend may do both at once, without the plaintexts in memory.
+    fn matmul_matrix(&self, ring: &Arc<RnsRing>, ct: &Buffer, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
+        let plain = self.expand_matrix(ring, weights, shape)?;
+        let (inputs, outputs) = (shape.inputs.len(), shape.outputs.len());
+        self.matmul_plain(ring, ct, &plain, MatmulShape { groups: 1, inputs, outputs, limbs: shape.limbs })
+    }
+
     /// A new buffer of `items.len()` items of `item_words` words, copied from items of `sources`.
     fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer>;
 

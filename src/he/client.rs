@@ -80,8 +80,19 @@ impl HeClient {
     ///
     /// The noise ledger takes the messages for uniform modulo `t`, as shares and masks are.
     pub fn encrypt(&self, t: ShareModulus, messages: &[u64], rng: &mut SecureRng) -> Result<SeededCiphertexts> {
-        let params = self.ctx.params();
-        let (n, limbs) = (params.n(), params.limbs());
+        self.encrypt_at(self.ctx.params().limbs(), t, messages, rng)
+    }
+
+    /// As [`Self::encrypt`] modulo the first `limbs` primes only ([`ParameterSet::at_level`]).
+    pub fn encrypt_at(
+        &self,
+        limbs: usize,
+        t: ShareModulus,
+        messages: &[u64],
+        rng: &mut SecureRng,
+    ) -> Result<SeededCiphertexts> {
+        let params = &self.ctx.params().at_level(limbs)?;
+        let n = params.n();
         if !messages.len().is_multiple_of(n) {
             return Err(HeError::shape(
                 "encrypt",
@@ -230,6 +241,11 @@ impl SeededCiphertexts {
             return Err(HeError::shape("expand", format!("ciphertexts {range:?} of {}", self.count)));
         }
         let poly = params.limbs() * params.n();
+        if self.c0.len() != self.count * poly {
+            let limbs = self.c0.len() / (self.count * params.n()).max(1);
+            let detail = format!("ciphertexts of {limbs} limbs where {} are read", params.limbs());
+            return Err(HeError::shape("expand", detail));
+        }
         let mut out = vec![0; range.len() * 2 * poly];
         out.par_chunks_mut(2 * poly).zip(range).try_for_each(|(out, k)| {
             let (c0, a) = out.split_at_mut(poly);

@@ -17,6 +17,12 @@ pub struct BfvContext {
     params: ParameterSet,
     tile_words: usize,
     capacity: Capacity,
+    shared: Arc<Shared>,
+}
+
+/// What all levels of a parameter set have in common.
+#[derive(Default)]
+struct Shared {
     /// Started when first asked for.
     scheduler: Mutex<Option<Arc<Scheduler>>>,
     costs: OnceLock<CostModel>,
@@ -88,15 +94,24 @@ impl BfvContext {
         tile_words: usize,
         capacity: Capacity,
     ) -> Arc<Self> {
-        Arc::new(Self {
-            backend,
-            params,
-            tile_words,
-            capacity,
-            scheduler: Mutex::default(),
-            costs: OnceLock::new(),
-            counts: AtomicCounters::default(),
-        })
+        Arc::new(Self { backend, params, tile_words, capacity, shared: Arc::default() })
+    }
+
+    /// The same device for ciphertexts of the first `limbs` primes ([`ParameterSet::at_level`]); scheduler and counters are shared.
+    ///
+    /// # Errors
+    /// If there are no such ciphertexts.
+    pub fn at_level(self: &Arc<Self>, limbs: usize) -> Result<Arc<Self>> {
+        if limbs == self.params.limbs() {
+            return Ok(self.clone());
+        }
+        Ok(Arc::new(Self {
+            backend: self.backend.clone(),
+            params: self.params.at_level(limbs)?,
+            tile_words: self.tile_words,
+            capacity: self.capacity,
+            shared: self.shared.clone(),
+        }))
     }
 
     /// The device as an engine, for typed polynomials.
@@ -140,7 +155,7 @@ impl BfvContext {
     /// # Errors
     /// The system gives no threads.
     pub fn scheduler(&self) -> Result<Arc<Scheduler>> {
-        let mut scheduler = self.scheduler.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scheduler = self.shared.scheduler.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(scheduler) = &*scheduler {
             return Ok(scheduler.clone());
         }
@@ -152,19 +167,19 @@ impl BfvContext {
 
     /// Estimates from now on follow `costs`; the first call counts. Only the order of tasks depends on them.
     pub fn set_costs(&self, costs: CostModel) {
-        self.costs.get_or_init(|| costs);
+        self.shared.costs.get_or_init(|| costs);
     }
 
     /// Seconds that `work` on this set's ring will take.
     pub fn estimate(&self, work: Work) -> f64 {
         let (n, limbs) = (self.params.n(), self.params.limbs());
-        self.costs.get_or_init(|| CostModel::nominal(n, limbs)).estimate(&Work { n, limbs, ..work })
+        self.shared.costs.get_or_init(|| CostModel::nominal(n, limbs)).estimate(&Work { n, limbs, ..work })
     }
 
     /// Work done so far.
     pub fn counters(&self) -> HeCounters {
         let get = |x: &AtomicU64| x.load(Ordering::Relaxed);
-        let c = &self.counts;
+        let c = &self.shared.counts;
         HeCounters {
             products: get(&c.products),
             scalar_products: get(&c.scalar_products),
@@ -177,7 +192,7 @@ impl BfvContext {
     }
 
     pub(super) fn count(&self, counter: impl Fn(&AtomicCounters) -> &AtomicU64, by: usize) {
-        counter(&self.counts).fetch_add(by as u64, Ordering::Relaxed);
+        counter(&self.shared.counts).fetch_add(by as u64, Ordering::Relaxed);
     }
 
     /// [`Backend::ntt_forward`], counted.

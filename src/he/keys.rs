@@ -130,7 +130,7 @@ pub struct PublicKey {
 impl PublicKey {
     /// The public key of `secret`. `seed` is public and must not serve another key.
     pub fn generate(params: &ParameterSet, secret: &SecretKey, seed: [u8; 32], rng: &mut SecureRng) -> Result<Self> {
-        let (n, limbs) = (params.n(), params.limbs());
+        let (n, limbs) = (params.n(), params.key_limbs());
         let mut a = vec![0; limbs * n];
         uniform_half(params, &seed, Domain::PublicKey, 0, limbs, &mut a)?;
         let mut e = Zeroizing::new(vec![0; n]);
@@ -147,7 +147,7 @@ impl PublicKey {
     pub(super) fn expand(&self, params: &ParameterSet) -> Result<Vec<u32>> {
         let mut out = self.b.clone();
         out.resize(2 * self.b.len(), 0);
-        uniform_half(params, &self.seed, Domain::PublicKey, 0, params.limbs(), &mut out[self.b.len()..])?;
+        uniform_half(params, &self.seed, Domain::PublicKey, 0, params.key_limbs(), &mut out[self.b.len()..])?;
         Ok(out)
     }
 
@@ -165,7 +165,7 @@ impl PublicKey {
     pub fn from_bytes(params: &ParameterSet, mut bytes: &[u8]) -> Result<Self> {
         const WHAT: &str = "public key";
         let seed = wire::take_array(WHAT, &mut bytes)?;
-        Ok(Self { seed, b: wire::read_residues(params, WHAT, bytes, 1, params.limbs())? })
+        Ok(Self { seed, b: wire::read_residues(params, WHAT, bytes, 1, params.key_limbs())? })
     }
 }
 
@@ -219,7 +219,7 @@ impl GaloisKeys {
         let Some(special) = params.special() else {
             return Err(HeError::shape("Galois keys", format!("{} has no special prime", params.name())));
         };
-        let (n, digits, moduli) = (params.n(), params.limbs(), params.ring().moduli());
+        let (n, digits, moduli) = (params.n(), params.key_limbs(), params.ring().moduli());
         let elements = elements.to_vec();
         let all = moduli.len();
         let tables = tables(params);
@@ -258,7 +258,7 @@ impl GaloisKeys {
 
     /// The key of element number `index`, `[digits][2][limbs + 1][N]`.
     pub(super) fn expand(&self, params: &ParameterSet, index: usize) -> Result<Vec<u32>> {
-        let (digits, poly) = (params.limbs(), params.ring().moduli().len() * params.n());
+        let (digits, poly) = (params.key_limbs(), params.ring().moduli().len() * params.n());
         let mut out = vec![0; digits * 2 * poly];
         out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(digit, out)| {
             let (c0, a) = out.split_at_mut(poly);
@@ -276,7 +276,7 @@ impl GaloisKeys {
 
     /// Bytes of the keys of `elements` elements.
     pub fn byte_len_for(params: &ParameterSet, elements: usize) -> Option<usize> {
-        let polys = elements.checked_mul(params.limbs())?;
+        let polys = elements.checked_mul(params.key_limbs())?;
         wire::residues_len(params, polys, params.ring().moduli().len()).map(|len| len + 32)
     }
 
@@ -304,7 +304,7 @@ impl GaloisKeys {
         const WHAT: &str = "switching keys";
         check_elements(params, elements)?;
         let seed = wire::take_array(WHAT, &mut bytes)?;
-        let polys = elements.len() * params.limbs();
+        let polys = elements.len() * params.key_limbs();
         let c0 = wire::read_residues(params, WHAT, bytes, polys, params.ring().moduli().len())?;
         Ok(Self { seed, elements: elements.to_vec(), c0 })
     }

@@ -11,7 +11,7 @@ use crate::{
         crt::CrtBasis,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, MatmulShape, Shape, cpu::CpuBackend},
+    engine::{Buffer, MatmulShape, Poly, Shape, cpu::CpuBackend},
 };
 
 const BLOCK: usize = 8;
@@ -165,6 +165,58 @@ fn output_packing_and_key_switches() {
             });
             let own = NoiseBound::fresh().weighted_sum(2.0, magnitude as f64);
             noise.obeys(&own.packed(bench.params(), outputs));
+        }
+    }
+}
+
+#[test]
+fn products_of_turned_inputs() {
+    let mut bench = Bench::new(32);
+    let (n, limbs, t) = (bench.params().n(), bench.params().limbs(), bench.t);
+    let elements: Vec<usize> = bench.server.elements().to_vec();
+    let (inputs, stride, magnitude) = (3, 16, 2047);
+    let turns = elements.len() + 1;
+    let (m, ct) = bench.fresh(inputs);
+    let context = bench.client.context().clone();
+    let shape = Shape { polys: 2 * inputs, limbs };
+    let words = context.ntt_inverse(&ct, shape).unwrap();
+    let x = Poly::from_buffer(&context.engine(), context.ring(), limbs, words).unwrap();
+    let rotations: Vec<_> = (0..inputs).flat_map(|k| elements.iter().map(move |&g| (k, g))).collect();
+    let turned = bench.server.rotate(&x, &rotations).unwrap();
+    let turned = context.ntt_forward(turned.buffer(), Shape { polys: 2 * rotations.len(), limbs }).unwrap();
+    let words: Vec<u32> = [bench.download(&ct), bench.download(&turned)].concat();
+    let all = context.backend().upload(&words).unwrap();
+
+    let mut random = vec![0; inputs * turns * stride];
+    sample::uniform_ring(&mut bench.rng, ShareModulus::pow2(63).unwrap(), &mut random);
+    // Of both signs, then of one: the digits' mean adds up.
+    for one_sign in [false, true] {
+        let value = |x: u64| (x % magnitude) as i64 * if one_sign || x >> 62 == 0 { 1 } else { -1 };
+        let values: Vec<i64> = random.iter().map(|&x| value(x)).collect();
+        let mut expected = vec![0u64; n];
+        for (k, values) in values.chunks(stride).enumerate() {
+            let (input, g) = if k < inputs { (k, 1) } else { rotations[k - inputs] };
+            for (i, &m) in m[input * n..][..n].iter().enumerate() {
+                for (j, &w) in values.iter().enumerate() {
+                    let e = (i * g + j) % (2 * n);
+                    let x = t.mul(m, t.from_signed(if e < n { w } else { -w }));
+                    expected[e % n] = t.add(expected[e % n], x);
+                }
+            }
+        }
+        let shape = MatmulShape { groups: 1, inputs: inputs * turns, outputs: 1, limbs };
+        let product = bench.server.multiply(&all, &values, stride, shape).unwrap();
+        let noise = bench.noise(limbs, &coefficients(&bench, &product, 1), |i| Some(expected[i]));
+        let (terms, magnitude) = ((inputs * stride) as f64, magnitude as f64);
+        let sum = terms * magnitude;
+        let square = if one_sign { sum * sum } else { terms * magnitude * magnitude };
+        let own = NoiseBound::fresh().weighted_sum(terms * turns as f64, magnitude);
+        let bound = own.plus(&NoiseBound::turned_products(bench.params(), turns as f64, sum, square));
+        if one_sign {
+            // The worst case has the signs follow those that the automorphism gives to the digits.
+            assert!(noise.max < bound.bound(), "{noise:?} exceeds {bound:?}");
+        } else {
+            noise.obeys(&bound);
         }
     }
 }

@@ -72,6 +72,15 @@ impl NoiseBound {
         self.plus(&Self::key_switch(params))
     }
 
+    /// What key switches add to a sum of products of all `turns` automorphisms of some ciphertexts, the identity among them, and
+    /// plaintexts: under one automorphism, digits at one place meet weights with the absolute sum `sum` and the sum of squares
+    /// `square` (or the square of `sum`, where weights may all have one sign: digits are not centred). They are added up before
+    /// they meet the errors of their key.
+    pub fn turned_products(params: &ParameterSet, turns: f64, sum: f64, square: f64) -> Self {
+        let switch = Self::key_switch(params);
+        Self { variance: switch.variance * (turns - 1.0) * square, offset: switch.offset * (turns - 1.0) * sum }
+    }
+
     /// Output packing of `outputs` ciphertexts (a power of two): a coefficient of the result takes its message and noise
     /// from one input, and each of the `log2` levels doubles what the levels below it added and adds a key switch.
     pub fn packed(&self, params: &ParameterSet, outputs: usize) -> Self {

@@ -60,6 +60,7 @@ pub const fn standard_log_q(n: usize) -> Option<u32> {
 pub struct ParameterSet {
     spec: ParameterSpec,
     ring: Arc<RnsRing>,
+    /// Primes of a ciphertext: those of `spec`, or the first of them.
     data: CrtBasis,
 }
 
@@ -102,6 +103,24 @@ impl ParameterSet {
 
     /// Limbs of a fresh ciphertext.
     pub fn limbs(&self) -> usize {
+        self.data.moduli().len()
+    }
+
+    /// The set with ciphertexts modulo the first `limbs` primes of q only, where a product needs no more. The ring, the special
+    /// prime and all keys are those of the whole set: keys modulo q serve modulo every prefix of its primes.
+    ///
+    /// # Errors
+    /// If `limbs` is 0 or more than the whole set has.
+    pub fn at_level(&self, limbs: usize) -> Result<Self, HeError> {
+        if limbs == 0 || limbs > self.spec.data_limbs {
+            let detail = format!("{limbs} limbs where {} has 1 to {}", self.name(), self.spec.data_limbs);
+            return Err(HeError::shape("level", detail));
+        }
+        Ok(Self { spec: self.spec, ring: self.ring.clone(), data: CrtBasis::new(&self.ring.moduli()[..limbs]) })
+    }
+
+    /// Limbs of the whole set's ciphertexts, and digits of a switching key.
+    pub fn key_limbs(&self) -> usize {
         self.spec.data_limbs
     }
 

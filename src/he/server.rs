@@ -24,6 +24,8 @@ pub struct HeServer {
     ctx: Arc<BfvContext>,
     /// `[2][limbs][N]`, NTT domain.
     public_key: Buffer,
+    /// The same with all limbs of the parameter set.
+    whole_public_key: Buffer,
     /// Galois elements, in the order of their keys.
     elements: Vec<usize>,
     /// `[elements][digits][2][limbs + 1][N]`, NTT domain.
@@ -43,12 +45,32 @@ impl HeServer {
             }
         }
         let galois_keys = ctx.backend().upload(&keys)?;
-        Ok(Self { elements, galois_keys, public_key, ctx })
+        Ok(Self { elements, galois_keys, whole_public_key: public_key.clone(), public_key, ctx })
+    }
+
+    /// The same for ciphertexts of the first `limbs` primes ([`ParameterSet::at_level`]), with the same keys.
+    ///
+    /// # Errors
+    /// If there are no such ciphertexts, or the device fails.
+    pub fn at_level(&self, limbs: usize) -> Result<Self> {
+        if limbs == self.ctx.params().limbs() {
+            return Ok(self.clone());
+        }
+        let ctx = self.ctx.at_level(limbs)?;
+        let (n, whole) = (ctx.params().n(), ctx.params().key_limbs());
+        let items: Vec<_> = (0..2 * limbs).map(|row| Some((0, row / limbs * whole + row % limbs))).collect();
+        let public_key = ctx.backend().gather(&[&self.whole_public_key], n, &items)?;
+        Ok(Self { ctx, public_key, ..self.clone() })
     }
 
     /// What both parties share.
     pub fn context(&self) -> &Arc<BfvContext> {
         &self.ctx
+    }
+
+    /// Galois elements whose switching keys are there.
+    pub fn elements(&self) -> &[usize] {
+        &self.elements
     }
 
     /// `out[g][o] = sum_i ct[g][i] * plain[g][o][i]` for sparse plaintexts: polynomial `k` of `[groups][outputs][inputs]` has
@@ -71,23 +93,25 @@ impl HeServer {
     }
 
     fn transform(&self, limbs: usize, values: &[i64], stride: usize) -> Result<Buffer> {
-        let ctx = &self.ctx;
         let positions: Vec<u32> = (0..stride as u32).collect();
-        let plain = ctx.backend().expand(ctx.ring(), limbs, values, &positions)?;
-        ctx.ntt_forward(&plain, Shape { polys: values.len() / stride.max(1), limbs })
+        self.transform_sparse(limbs, values, &positions)
+    }
+
+    /// Plaintexts of integers at the exponents `positions`, `[count][positions]`, transformed modulo the first `limbs` limbs.
+    pub(crate) fn transform_sparse(&self, limbs: usize, values: &[i64], positions: &[u32]) -> Result<Buffer> {
+        let ctx = &self.ctx;
+        let plain = ctx.backend().expand(ctx.ring(), limbs, values, positions)?;
+        ctx.ntt_forward(&plain, Shape { polys: values.len() / positions.len().max(1), limbs })
     }
 
     /// As [`Self::multiply`] for one group and a tile of a matrix of small integers that is on the device
-    /// ([`crate::engine::Backend::expand_matrix`]).
+    /// ([`crate::engine::Backend::matmul_matrix`]).
     pub fn multiply_matrix(&self, ct: &Buffer, weights: &Buffer, tile: &ExpandShape) -> Result<Buffer> {
         let ctx = &self.ctx;
-        let shape =
-            MatmulShape { groups: 1, inputs: tile.inputs.len(), outputs: tile.outputs.len(), limbs: tile.limbs };
-        let polys = shape.outputs * shape.inputs;
-        let plain = ctx.backend().expand_matrix(ctx.ring(), weights, tile)?;
+        let polys = tile.outputs.len() * tile.inputs.len();
         ctx.count(|c| &c.ntts, polys * tile.limbs);
         ctx.count(|c| &c.products, polys);
-        Ok(ctx.backend().matmul_plain(ctx.ring(), ct, &plain, shape)?)
+        Ok(ctx.backend().matmul_matrix(ctx.ring(), ct, weights, tile)?)
     }
 
     /// `out[o] = sum_i weights[o][i] * x[i]` with integers of magnitude below `2^15`, as [`crate::engine::small_words`] packs
@@ -130,7 +154,7 @@ impl HeServer {
             let shape = Shape { polys: half * 2, limbs };
             let (sum, difference) = backend.pack_step(ring, &x, Shape { polys: half * 4, limbs }, block / h)?;
             let rotations: Vec<_> = (0..half).map(|input| Rotation { input, element, key }).collect();
-            let shape_of_keys = KeySwitchShape::full(ring, half);
+            let shape_of_keys = KeySwitchShape { limbs, ..KeySwitchShape::full(ring, half) };
             let rotated = backend.rotate(ring, &difference, shape_of_keys, &self.galois_keys, &rotations)?;
             ctx.count(|c| &c.key_switches, half);
             ctx.count(|c| &c.ntts, half * (limbs + 1) * (limbs + 2));

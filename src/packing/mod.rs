@@ -13,8 +13,8 @@ mod tokens_first;
 
 pub use batch_column::BatchColumnPacking;
 pub use coefficient::{
-    ClientMatrix, CoefficientPacking, CostWeights, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand,
-    OperandBound, Product,
+    ClientMatrix, CoefficientLayout, CoefficientPacking, CostWeights, DeviceInput, EncryptedMatrix, InputLayout,
+    MatmulSpec, Operand, OperandBound, Product,
 };
 pub use tokens_first::{SlotEncoder, SlotMethod, SlotPacking};
 
@@ -92,6 +92,11 @@ pub trait Packing: Send + Sync {
 
     /// Ciphertexts of summed input number `index`; 0 if there is none.
     fn input_ciphertexts(&self, index: usize) -> usize;
+
+    /// Bytes of summed input number `index` as it is sent; `None` on overflow.
+    fn input_bytes(&self, params: &ParameterSet, index: usize) -> Option<usize> {
+        SeededCiphertexts::byte_len(params, self.input_ciphertexts(index))
+    }
 
     /// Coefficients of c0 that are sent, of all response ciphertexts together.
     fn kept_coefficients(&self) -> usize;

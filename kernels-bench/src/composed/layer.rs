@@ -98,14 +98,14 @@ impl Product {
         let t = ShareModulus::pow2(BITS).ok_or("2^32 is no ring of shares")?;
         let operand = OperandBound::Weights { max_abs: MAX_WEIGHT as u64 };
         let spec = MatmulSpec { t, heads: 1, rows, inner: vec![inner], cols, operand };
-        let weights = CostWeights { max_block: client.max_block, ..CostWeights::default() };
+        let weights = CostWeights { max_block: client.max_block, fewest_limbs: true, ..CostWeights::default() };
         let packing = CoefficientPacking::choose(params, &spec, &weights)?;
         let mut rng = SecureRng::from_os()?;
         let mut x = vec![0; rows * inner];
         sample::uniform_ring(&mut rng, t, &mut x);
         let operand = client.client.encrypt_matrix(t, &packing.inputs()[0], &x, &mut rng)?;
 
-        let (n, limbs, counts) = (params.n(), params.limbs(), packing.counts());
+        let (n, limbs, counts) = (params.n(), packing.limbs(), packing.counts());
         let ciphertext = 2 * limbs * n;
         let moved = (counts.ciphertexts_up + counts.ciphertexts_down) as usize * ciphertext + inner * cols / 2;
         let multiplies =
@@ -162,6 +162,6 @@ impl Product {
     pub fn work(&self) -> Work {
         let MatmulSpec { rows, inner, cols, .. } = self.packing.spec();
         let size = Some(format!("{rows}x{}x{cols} {}", inner[0], self.packing.name()));
-        Work { kernel: MATMUL, n: MATMUL_8192.n, limbs: MATMUL_8192.data_limbs, batch: 1, size, cost: self.cost }
+        Work { kernel: MATMUL, n: MATMUL_8192.n, limbs: self.packing.limbs(), batch: 1, size, cost: self.cost }
     }
 }

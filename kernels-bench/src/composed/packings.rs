@@ -1,6 +1,7 @@
 //! The server's share of an encrypted linear layer in the packings beside the coefficient one (`layer`): batch column, whose rows
-//! are those of as many inferences as fill a ciphertext (`batch` says how many, and times are of all of them), and tokens first
-//! with baby steps and giant steps. Inputs and weights are where their packing wants them before the clock starts.
+//! are those of as many inferences as fill a ciphertext (`batch` says how many, and times are of all of them), tokens first with
+//! baby steps and giant steps, and the coefficient packing with the fewest ciphertexts, half of its levels on the inputs. Inputs
+//! (with their rotations, which serve all products that read them, where the size says so) and weights are where their packing wants them before the clock starts.
 
 use std::sync::Arc;
 
@@ -11,7 +12,10 @@ use heliostat::{
         BfvContext, COLUMN_4096, HeClient, HeServer, MATMUL_8192, ParameterSet, ParameterSpec, Response,
         SeededCiphertexts,
     },
-    packing::{BatchColumnPacking, MatmulSpec, OperandBound, Packing, SlotMethod, SlotPacking},
+    packing::{
+        BatchColumnPacking, CoefficientLayout, CoefficientPacking, MatmulSpec, OperandBound, Packing, SlotMethod,
+        SlotPacking,
+    },
 };
 
 use super::{Bench, MATMUL};
@@ -40,6 +44,7 @@ pub fn run(bench: &Bench, done: &mut impl FnMut(Group) -> Result<()>) -> Result<
     for &sizes in sizes {
         done(Layer::batch_column(sizes)?.measure(bench, fits)?)?;
         done(Layer::tokens_first(sizes)?.measure(bench, fits)?)?;
+        done(Layer::split(sizes)?.measure(bench, fits)?)?;
     }
     Ok(())
 }
@@ -83,6 +88,29 @@ impl Layer {
         let transforms = counts.server_ntts as usize + 4 * counts.products as usize;
         let multiplies = cost::transforms(params.n(), transforms) + (counts.products as usize * words) as f64;
         Self::new(MATMUL_8192, Box::new(packing), 1, size, Cost { bytes: 4.0 * moved as f64, multiplies })
+    }
+
+    fn split(sizes: Sizes) -> Result<Self> {
+        let params = ParameterSet::new(MATMUL_8192)?;
+        let t = ShareModulus::pow2(BITS).ok_or("2^32 is no ring of shares")?;
+        let (rows, inner, cols) = sizes;
+        let stride = params.n() / rows.next_power_of_two();
+        let layout = CoefficientLayout { stride, block: stride, split: stride.ilog2() / 2, limbs: None };
+        let packing = CoefficientPacking::with_layout(&params, &spec(t, sizes), &layout)?;
+        let (counts, limbs) = (packing.counts(), packing.limbs());
+        let size = format!(
+            "{rows}x{inner}x{cols} coefficient, {} of {} levels on inputs made before",
+            layout.split,
+            stride.ilog2()
+        );
+        let words = 2 * limbs * params.n();
+        let moved = (counts.ciphertexts_up + counts.ciphertexts_down) as usize * words + inner * cols / 2;
+        let multiplies =
+            cost::transforms(params.n(), counts.server_ntts as usize) + (counts.products as usize * words) as f64;
+        let cost = Cost { bytes: 4.0 * moved as f64, multiplies };
+        let mut layer = Self::new(MATMUL_8192, Box::new(packing), 1, size, cost)?;
+        layer.work.limbs = limbs;
+        Ok(layer)
     }
 
     /// Random shares and weights.

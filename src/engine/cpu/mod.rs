@@ -6,6 +6,7 @@ mod inner_product;
 mod key_switch;
 mod lane_residue;
 mod lanes;
+mod matmul_matrix;
 mod matmul_plain;
 mod mod_switch;
 mod ntt;
@@ -321,6 +322,21 @@ impl Backend for CpuBackend {
             rows.for_each(|(row, out)| plans[row % shape.limbs].forward(out));
             out
         }))
+    }
+
+    fn matmul_matrix(&self, ring: &Arc<RnsRing>, ct: &Buffer, weights: &Buffer, shape: &ExpandShape) -> Result<Buffer> {
+        let plans = self.tables.of(ring, self.library);
+        let plans: Option<Vec<_>> = plans.iter().map(|plan| plan.plain()).collect();
+        let (Some(plans), true) = (plans, matmul_matrix::fits(ring, shape)) else {
+            let plain = self.expand_matrix(ring, weights, shape)?;
+            return self.matmul_plain(ring, ct, &plain, matmul_matrix::product(shape));
+        };
+        let (ct, weights) = (words(Op::MatmulPlain, ct)?, words(Op::ExpandMatrix, weights)?);
+        operand::expand_matrix(ring, weights.len(), shape)?;
+        let plain = shape.outputs.len() * shape.inputs.len() * shape.limbs * ring.n();
+        operand::matmul(ring, ct.len(), plain, matmul_matrix::product(shape))?;
+        self.ops.cpu(Op::ExpandMatrix);
+        Ok(self.run(Op::MatmulPlain, || matmul_matrix::matmul_matrix(ring, &self.memory, &plans, ct, weights, shape)))
     }
 
     fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {

@@ -68,6 +68,11 @@ pub(super) trait CpuNtt: Send + Sync {
         out.copy_from_slice(x);
         self.inverse(out);
     }
+
+    /// Our own tables, where it is our own transform.
+    fn plain(&self) -> Option<&Twiddles> {
+        None
+    }
 }
 
 impl CpuNtt for Twiddles {
@@ -85,6 +90,10 @@ impl CpuNtt for Twiddles {
 
     fn inverse_from(&self, x: &[u32], out: &mut [u32]) {
         Twiddles::inverse_from(self, x, out);
+    }
+
+    fn plain(&self) -> Option<&Twiddles> {
+        Some(self)
     }
 }
 

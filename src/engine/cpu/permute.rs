@@ -165,15 +165,7 @@ pub(super) fn expand_matrix(ring: &RnsRing, pool: &Pool, weights: &[u32], shape:
     out.par_chunks_mut(limbs * n).enumerate().for_each_init(
         || vec![0i16; n],
         |integers, (poly, out)| {
-            let group = shape.outputs.start + poly / shape.inputs.len();
-            let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
-            integers.fill(0);
-            for j in 0..shape.block.min(shape.inner.saturating_sub(first)) {
-                let columns = group * shape.columns..shape.cols.min((group + 1) * shape.columns);
-                for (o, column) in columns.enumerate() {
-                    integers[o * shape.block + j] = small(weights, (first + j) * shape.cols + column);
-                }
-            }
+            weight_polynomial(weights, shape, poly, integers);
             for (out, &modulus) in out.chunks_mut(n).zip(ring.moduli()) {
                 simd::dispatch(
                     #[inline(always)]
@@ -185,9 +177,22 @@ pub(super) fn expand_matrix(ring: &RnsRing, pool: &Pool, weights: &[u32], shape:
     out
 }
 
+/// Coefficients of weight polynomial number `poly` of `[outputs][inputs]`, `m K` or more of them.
+pub(super) fn weight_polynomial(weights: &[u32], shape: &ExpandShape, poly: usize, integers: &mut [i16]) {
+    let group = shape.outputs.start + poly / shape.inputs.len();
+    let first = (shape.inputs.start + poly % shape.inputs.len()) * shape.block;
+    integers.fill(0);
+    for j in 0..shape.block.min(shape.inner.saturating_sub(first)) {
+        let columns = group * shape.columns..shape.cols.min((group + 1) * shape.columns);
+        for (o, column) in columns.enumerate() {
+            integers[o * shape.block + j] = small(weights, (first + j) * shape.cols + column);
+        }
+    }
+}
+
 /// Residues of 16-bit integers.
 #[inline(always)]
-fn residues(modulus: Modulus, integers: &[i16], out: &mut [u32]) {
+pub(super) fn residues(modulus: Modulus, integers: &[i16], out: &mut [u32]) {
     let p = modulus.value();
     if p > 1 << 15 {
         for (out, &x) in out.iter_mut().zip(integers) {

@@ -90,6 +90,17 @@ impl Twiddles {
         self.transform(Some(x), out, Direction::Inverse);
     }
 
+    /// Values `first .. first + out.len()` of the transform of the polynomial with coefficients `low`, at least
+    /// [`Self::SHORTEST`] of them, a power of two below N, and zeros above. `first` and `out.len()` are multiples of their number.
+    ///
+    /// A stage on zeros copies, so that the first `log2 (N / low.len())` stages leave `low` in every block of as many values.
+    pub fn forward_low(&self, low: &[u32], first: usize, out: &mut [u32]) {
+        with_widest(low.len() / 2, ForwardLow { tables: self, low, first, out });
+    }
+
+    /// Coefficients that [`Self::forward_low`] takes at least: two of the narrowest vectors.
+    pub const SHORTEST: usize = 8;
+
     /// Transforms `x` in place, or `from` into `x`.
     fn transform(&self, from: Option<&[u32]>, x: &mut [u32], direction: Direction) {
         // Blocks of two vectors are the shortest.
@@ -113,6 +124,35 @@ impl WithLanes for Transform<'_> {
             (Direction::Forward, Some(from)) => vectors.forward(From(bytemuck::cast_slice(from)), x),
             (Direction::Inverse, None) => vectors.inverse(InPlace, x),
             (Direction::Inverse, Some(from)) => vectors.inverse(From(bytemuck::cast_slice(from)), x),
+        }
+    }
+}
+
+struct ForwardLow<'a> {
+    tables: &'a Twiddles,
+    low: &'a [u32],
+    first: usize,
+    out: &'a mut [u32],
+}
+
+impl WithLanes for ForwardLow<'_> {
+    #[inline(always)]
+    fn with<L: Lanes>(self, lanes: L) {
+        let blocks = self.tables.forward.len() / self.low.len();
+        let k = blocks + self.first / self.low.len();
+        let vectors = Vectors::new(self.tables, lanes);
+        let low: &[L::Words] = bytemuck::cast_slice(self.low);
+        let out: &mut [L::Words] = bytemuck::cast_slice_mut(self.out);
+        match low.len() {
+            2 => vectors.forward_tails::<2>(Repeat(low), out, k),
+            4 => vectors.forward_tails::<4>(Repeat(low), out, k),
+            TAIL => vectors.forward_tails::<TAIL>(Repeat(low), out, k),
+            _ => {
+                for (out, k) in out.chunks_exact_mut(low.len()).zip(k..) {
+                    out.copy_from_slice(low);
+                    vectors.forward_part(out, k);
+                }
+            }
         }
     }
 }
@@ -162,6 +202,30 @@ impl<W> Source<W> for From<'_, W> {
     #[inline(always)]
     fn part(self, first: usize) -> Self {
         Self(&self.0[first..])
+    }
+}
+
+/// The same few vectors, a power of two, over and over.
+struct Repeat<'a, W>(&'a [W]);
+
+impl<W> Clone for Repeat<'_, W> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Repeat<'_, W> {}
+
+impl<W> Source<W> for Repeat<'_, W> {
+    #[inline(always)]
+    fn vector<'a>(&'a self, _: &'a W, index: usize) -> &'a W {
+        &self.0[index & (self.0.len() - 1)]
+    }
+
+    #[inline(always)]
+    fn part(self, _: usize) -> Self {
+        self
     }
 }
 
@@ -628,6 +692,31 @@ mod tests {
             assert!(place == other, "forward, N = {n}");
             tables.inverse_from(&place, &mut other);
             assert!(other == f, "inverse, N = {n}");
+        }
+    }
+
+    #[test]
+    fn transforms_of_low_coefficients_are_the_same() {
+        for (n, bits) in [(16, 30), (64, 27), (1024, 30), (8192, 30)] {
+            let ring = RnsRing::new(n, &ntt_primes(bits, n, 1).unwrap()).unwrap();
+            let tables = Twiddles::new(&ring, 0);
+            let mut length = Twiddles::SHORTEST;
+            while length < n {
+                for f in operands(tables.modulus, n) {
+                    let mut whole = f[..length].to_vec();
+                    whole.resize(n, 0);
+                    tables.forward(&mut whole);
+                    // In parts of one block, of two, and at once.
+                    for part in [length, 2 * length, n] {
+                        let mut out = vec![7; n];
+                        for (index, out) in out.chunks_mut(part).enumerate() {
+                            tables.forward_low(&f[..length], index * part, out);
+                        }
+                        assert!(out == whole, "N = {n}, {length} coefficients, parts of {part}");
+                    }
+                }
+                length *= 2;
+            }
         }
     }
 

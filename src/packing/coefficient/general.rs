@@ -5,12 +5,12 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::{
-    ClientMatrix, CoefficientPacking, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand, Product,
+    ClientMatrix, CoefficientPacking, DeviceInput, EncryptedMatrix, InputLayout, MatmulSpec, Operand, Product, split,
 };
 use crate::{
     arith::sample::SecureRng,
     engine::schedule::{TaskGraph, TaskId},
-    he::{GaloisKeys, HeClient, HeError, HeServer, Response, ResponsePlan, Result, SeededCiphertexts},
+    he::{GaloisKeys, HeClient, HeError, HeServer, ParameterSet, Response, ResponsePlan, Result, SeededCiphertexts},
     packing::{
         Counts, Loaded, LoadedInput, Packing, Pending, PendingProduct, Prepared, PreparedWeights, check_weights,
         foreign,
@@ -37,13 +37,19 @@ impl Packing for CoefficientPacking {
     fn rotation_elements(&self) -> Vec<usize> {
         let n = self.inputs.first().map_or(0, |input| input.n);
         // Those of `h` outputs are `N h / block + 1` and below.
-        let largest = self.packs.iter().map(|p| p.outputs).max().unwrap_or(1);
-        let elements = GaloisKeys::elements_for_block(n, self.output.block);
-        elements.into_iter().filter(|g| (g - 1) * self.output.block <= n * largest).collect()
+        let (largest, block) =
+            (self.merged.iter().map(|p| p.outputs).max().unwrap_or(1), self.output.block >> self.split);
+        let elements = GaloisKeys::elements_for_block(n, block);
+        let turns = split::elements(n, self.output.block, self.split);
+        elements.into_iter().filter(|g| (g - 1) * block <= n * largest).chain(turns.into_iter().skip(1)).collect()
     }
 
     fn input_ciphertexts(&self, index: usize) -> usize {
         self.inputs.get(index).map_or(0, InputLayout::ciphertexts)
+    }
+
+    fn input_bytes(&self, params: &ParameterSet, index: usize) -> Option<usize> {
+        self.inputs.get(index)?.byte_len(params)
     }
 
     fn kept_coefficients(&self) -> usize {
@@ -60,6 +66,11 @@ impl Packing for CoefficientPacking {
         Ok(client.encrypt_matrix(self.spec.t, self.input(index)?, x, rng)?.into_ciphertexts())
     }
 
+    fn read_input(&self, params: &ParameterSet, index: usize, bytes: &[u8]) -> Result<SeededCiphertexts> {
+        let params = &params.at_level(self.limbs())?;
+        SeededCiphertexts::from_bytes(params, self.input_ciphertexts(index), bytes)
+    }
+
     fn load_input(&self, server: &HeServer, index: usize, input: Arc<SeededCiphertexts>) -> Result<LoadedInput> {
         let matrix = EncryptedMatrix::new(*self.input(index)?, Arc::unwrap_or_clone(input));
         Ok(LoadedInput(Loaded::Coefficient(DeviceInput::upload(self, server, &matrix)?)))
@@ -70,7 +81,7 @@ impl Packing for CoefficientPacking {
         let operand = |weights: &&[i64]| -> Result<Operand<'static>> {
             let small = weights.iter().map(|&w| i16::try_from(w).ok()).collect::<Option<Vec<i16>>>();
             match small {
-                Some(small) if self.spec.heads == 1 => Operand::small(server, &small),
+                Some(small) if self.expands_on_device() => Operand::small(server, &small),
                 _ => Ok(Operand::Secret(Arc::new(Zeroizing::new(weights.to_vec())))),
             }
         };

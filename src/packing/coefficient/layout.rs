@@ -20,15 +20,17 @@ pub struct InputLayout {
     pub stride: usize,
     /// K: features a ciphertext, a power of two up to S.
     pub block: usize,
+    /// Limbs of the ciphertexts.
+    pub limbs: usize,
 }
 
 impl InputLayout {
     /// Checks the rules of the fields.
     pub fn check(&self) -> Result<()> {
-        let Self { n, heads, rows, inner, stride, block } = *self;
+        let Self { n, heads, rows, inner, stride, block, limbs } = *self;
         let powers = n.is_power_of_two() && stride.is_power_of_two() && block.is_power_of_two();
         let fits = rows.checked_mul(stride).is_some_and(|x| x <= n) && block <= stride;
-        let sized = heads >= 1 && rows >= 1 && inner >= 1;
+        let sized = heads >= 1 && rows >= 1 && inner >= 1 && limbs >= 1;
         // Far above any model, far below overflow.
         let bounded = heads.checked_mul(rows).and_then(|x| x.checked_mul(inner)).is_some_and(|x| x < 1 << 40);
         if powers && fits && sized && bounded {
@@ -57,7 +59,7 @@ impl InputLayout {
 
     /// Bytes of the encrypted operand.
     pub fn byte_len(&self, params: &ParameterSet) -> Option<usize> {
-        SeededCiphertexts::byte_len(params, self.ciphertexts())
+        SeededCiphertexts::byte_len(&params.at_level(self.limbs).ok()?, self.ciphertexts())
     }
 
     /// Plaintext polynomials `[heads][blocks][N]` of `x`, `[heads][rows][inner]` modulo t.
@@ -118,13 +120,13 @@ impl OutputLayout {
         self.heads * self.groups_per_head()
     }
 
-    /// The output ciphertexts: full packs of `K` groups, then one with the rest.
-    pub fn packs(&self) -> Vec<Pack> {
+    /// The output ciphertexts: full packs of `K` groups, then one with the rest, packed as `least` outputs or more.
+    pub fn packs(&self, least: usize) -> Vec<Pack> {
         (0..self.groups())
             .step_by(self.block)
             .map(|first| {
                 let used = self.block.min(self.groups() - first);
-                Pack { first, used, outputs: used.next_power_of_two() }
+                Pack { first, used, outputs: used.next_power_of_two().max(least) }
             })
             .collect()
     }
@@ -163,7 +165,7 @@ mod tests {
             let stride = 1 << log_s;
             let layout = OutputLayout { heads, rows, cols, stride, block: 1 << (log_s - cut.min(log_s)) };
             let mut seen = vec![false; heads * rows * cols];
-            for pack in layout.packs() {
+            for pack in layout.packs(1) {
                 let mut taken = std::collections::HashSet::new();
                 for (at, index) in layout.places(&pack) {
                     prop_assert!((at as usize) < rows * stride && taken.insert(at));
@@ -176,13 +178,14 @@ mod tests {
 
     #[test]
     fn layouts_out_of_range_are_refused() {
-        let good = InputLayout { n: 64, heads: 1, rows: 3, inner: 10, stride: 16, block: 4 };
+        let good = InputLayout { n: 64, heads: 1, rows: 3, inner: 10, stride: 16, block: 4, limbs: 2 };
         assert!(good.check().is_ok());
         for bad in [
             InputLayout { rows: 5, ..good },
             InputLayout { stride: 24, ..good },
             InputLayout { block: 32, ..good },
             InputLayout { block: 0, ..good },
+            InputLayout { limbs: 0, ..good },
             InputLayout { inner: 0, ..good },
             InputLayout { inner: usize::MAX, ..good },
         ] {

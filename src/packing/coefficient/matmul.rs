@@ -45,7 +45,7 @@ impl ClientMatrix for HeClient {
             return Err(HeError::shape("encrypt", format!("a layout for N = {} at another N", layout.n)));
         }
         let messages = zeroize::Zeroizing::new(layout.encode(t, x)?);
-        Ok(EncryptedMatrix { layout: *layout, ciphertexts: self.encrypt(t, &messages, rng)? })
+        Ok(EncryptedMatrix { layout: *layout, ciphertexts: self.encrypt_at(layout.limbs, t, &messages, rng)? })
     }
 
     fn decrypt_matrix(&self, packing: &CoefficientPacking, response: &Response) -> Result<Vec<u64>> {
@@ -88,6 +88,7 @@ impl EncryptedMatrix {
     /// If the length is not exactly right or a residue is not below its modulus.
     pub fn from_bytes(params: &ParameterSet, layout: &InputLayout, bytes: &[u8]) -> Result<Self> {
         layout.check()?;
+        let params = &params.at_level(layout.limbs)?;
         let ciphertexts = SeededCiphertexts::from_bytes(params, layout.ciphertexts(), bytes)?;
         Ok(Self { layout: *layout, ciphertexts })
     }
@@ -126,7 +127,7 @@ impl CoefficientPacking {
         let bound = self.spec.operand.max_abs(self.spec.t);
         let small = |&w: &i64| i16::try_from(w).ok().filter(|_| w.unsigned_abs() <= bound);
         match weights.iter().map(small).collect::<Option<Vec<i16>>>() {
-            Some(small) if self.spec.heads == 1 => Operand::small(server, &small),
+            Some(small) if self.expands_on_device() => Operand::small(server, &small),
             // A weight beyond its bound is refused with the plan's numbers.
             _ => Ok(Operand::Wide(weights)),
         }

@@ -7,7 +7,8 @@
 //! by key switches, group `t` of `h` landing `t K / h` higher.
 //!
 //! `K = S` needs the fewest input ciphertexts and the most key switches (`cols * rows / N * (K - 1)`); the number of
-//! products, `inner * cols / S`, does not depend on `K`. [`CoefficientPacking::choose`] weighs them.
+//! products, `inner * cols / S`, does not depend on `K`. [`CoefficientPacking::choose`] weighs them. Some levels of packing may be
+//! done on the inputs instead (`split.rs`), which brings the key switches to about the square root.
 //!
 //! Source: the general form of the layouts of Cheetah (Huang et al., USENIX Security 2022) and BumbleBee (Lu et al.,
 //! NDSS 2025).
@@ -18,9 +19,10 @@ mod matmul;
 mod operand;
 mod plan;
 mod product;
+mod split;
 
 pub use layout::InputLayout;
 pub use matmul::{ClientMatrix, EncryptedMatrix};
 pub use operand::{DeviceInput, Operand};
-pub use plan::{CoefficientPacking, CostWeights, MatmulSpec, OperandBound};
+pub use plan::{CoefficientLayout, CoefficientPacking, CostWeights, MatmulSpec, OperandBound};
 pub use product::Product;

@@ -5,7 +5,11 @@ use std::{ops::Range, sync::Arc};
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::{CoefficientPacking, EncryptedMatrix, InputLayout};
+use super::{
+    CoefficientPacking, EncryptedMatrix, InputLayout,
+    layout::OutputLayout,
+    split::{self, Pattern},
+};
 use crate::{
     engine::{Buffer, ExpandShape, MatmulShape, small_words},
     he::{BfvContext, HeError, HeServer, Result},
@@ -17,19 +21,24 @@ pub struct DeviceInput {
     layout: InputLayout,
     /// Heads of a part.
     head_step: usize,
-    /// By head range, then by block range: `[heads][blocks][2][limbs][N]` in the NTT domain.
+    /// Levels of packing that have been done.
+    split: u32,
+    /// By head range, then by block range: `[heads][blocks][2][limbs][N]` in the NTT domain. Of inputs with levels of packing, by
+    /// automorphism, which have one head.
     parts: Vec<Vec<(Range<usize>, Buffer)>>,
 }
 
 impl DeviceInput {
     /// Expands `matrix` for products by `packing`, and for all others that have as many heads in a launch (those of one head
-    /// in any case).
+    /// in any case) and as many levels of packing on the inputs, which are done here.
     ///
     /// # Errors
-    /// If the operand's layout is no layout, or the device fails.
+    /// If the operand's layout is no layout, a switching key is missing, or the device fails.
     pub fn upload(packing: &CoefficientPacking, server: &HeServer, matrix: &EncryptedMatrix) -> Result<Self> {
+        let layout = *matrix.layout();
+        let server = &server.at_level(layout.limbs)?;
         let ctx = server.context();
-        let (params, layout) = (ctx.params(), *matrix.layout());
+        let params = ctx.params();
         if matrix.ciphertexts().len() != layout.ciphertexts() || layout.n != params.n() {
             return Err(HeError::shape(
                 "multiply",
@@ -59,8 +68,18 @@ impl DeviceInput {
                 .map(|blocks| Ok((blocks.clone(), upload(heads.clone(), blocks)?)))
                 .collect()
         };
-        let parts = steps(0..layout.heads, head_step).map(part).collect::<Result<_>>()?;
-        Ok(Self { layout, head_step, parts })
+        let split = packing.split;
+        let mut parts = steps(0..layout.heads, head_step).map(part).collect::<Result<Vec<_>>>()?;
+        if split > 0 {
+            let elements = split::elements(params.n(), layout.block, split);
+            let mut turned = vec![Vec::new(); elements.len()];
+            for (blocks, x) in parts.into_iter().flatten() {
+                let turns = split::turn_inputs(server, &x, blocks.len(), &elements)?;
+                turned.iter_mut().zip(turns).for_each(|(to, x)| to.push((blocks.clone(), x)));
+            }
+            parts = turned;
+        }
+        Ok(Self { layout, head_step, split, parts })
     }
 }
 
@@ -90,6 +109,14 @@ impl Operand<'_> {
         Ok(Self::Small { weights: buffer, count: weights.len() })
     }
 
+    /// The same on the host.
+    fn on_host(&self, server: &HeServer) -> Result<Self> {
+        let Self::Small { weights, count } = self else { return Ok(self.clone()) };
+        let words = server.context().backend().download(weights)?;
+        let halves = words.iter().flat_map(|&word| [word as i16, (word >> 16) as i16]);
+        Ok(Self::Secret(Arc::new(Zeroizing::new(halves.take(*count).map(i64::from).collect()))))
+    }
+
     fn host(&self) -> Option<&[i64]> {
         match self {
             Self::Wide(weights) => Some(weights),
@@ -104,6 +131,8 @@ pub(super) struct Operands<'a> {
     packing: Arc<CoefficientPacking>,
     server: HeServer,
     operands: Vec<(DeviceInput, Operand<'a>)>,
+    /// Of the plaintexts of every automorphism, where there are some.
+    patterns: Vec<Pattern>,
 }
 
 /// Products of some heads, on the device.
@@ -118,7 +147,7 @@ impl<'a> Operands<'a> {
     pub fn new(
         packing: Arc<CoefficientPacking>,
         server: HeServer,
-        operands: Vec<(DeviceInput, Operand<'a>)>,
+        mut operands: Vec<(DeviceInput, Operand<'a>)>,
     ) -> Result<Self> {
         let fail = |detail: String| Err(HeError::shape("multiply", detail));
         let head_step = packing.head_step(server.context());
@@ -130,8 +159,9 @@ impl<'a> Operands<'a> {
         }
         let bound = packing.spec.operand.max_abs(packing.spec.t);
         for ((input, weights), layout) in operands.iter().zip(&packing.inputs) {
-            if input.layout != *layout || input.head_step != head_step {
-                return fail(format!("an operand is laid out as {:?}, planned was {layout:?}", input.layout));
+            if input.layout != *layout || input.head_step != head_step || input.split != packing.split {
+                let (found, planned) = ((input.layout, input.split), (layout, packing.split));
+                return fail(format!("an operand is laid out as {found:?}, planned was {planned:?}"));
             }
             let expected = packing.spec.heads * layout.inner * packing.spec.cols;
             let count = match weights {
@@ -148,7 +178,17 @@ impl<'a> Operands<'a> {
                 return fail(format!("a weight exceeds its bound of {bound}"));
             }
         }
-        Ok(Self { packing, server, operands })
+        let mut patterns = Vec::new();
+        if packing.split > 0 {
+            let OutputLayout { stride, block, .. } = packing.output;
+            let n = server.context().params().n();
+            let elements = split::elements(n, block, packing.split).into_iter();
+            patterns = elements.map(|g| Pattern::new(n, stride, block, packing.split, g)).collect();
+            for (_, weights) in &mut operands {
+                *weights = weights.on_host(&server)?;
+            }
+        }
+        Ok(Self { packing, server, operands, patterns })
     }
 
     /// Head ranges that are multiplied together.
@@ -163,7 +203,10 @@ impl<'a> Operands<'a> {
         let heads = self.heads().nth(part).unwrap_or(0..0);
         let chunks = self.operands.iter().filter_map(|(input, _)| input.parts.get(part));
         let widest = chunks.flatten().map(|(blocks, _)| blocks.len()).max().unwrap_or(1);
-        let tile = (tile_polys(ctx) / (heads.len() * widest).max(1)).clamp(1, outputs.len().max(1));
+        // On CPU threads plaintexts that are made from small integers take no memory.
+        let small = self.operands.iter().all(|(_, weights)| matches!(weights, Operand::Small { .. }));
+        let polys = if small && ctx.capacity().device == 0 { usize::MAX } else { tile_polys(ctx) };
+        let tile = (polys / (heads.len() * widest).max(1)).clamp(1, outputs.len().max(1));
         steps(outputs, tile)
             .map(|outputs| {
                 let products = self.tile(part, &heads, &outputs)?;
@@ -178,7 +221,11 @@ impl<'a> Operands<'a> {
         let limbs = ctx.params().limbs();
         let mut sum: Option<Buffer> = None;
         for (k, (input, weights)) in self.operands.iter().enumerate() {
-            for (blocks, ct) in input.parts.get(part).into_iter().flatten() {
+            // Automorphisms, each with plaintexts of its own, of the one head that there is.
+            let parts = if self.patterns.is_empty() { part..part + 1 } else { 0..self.patterns.len() };
+            for (turn, (blocks, ct)) in
+                parts.flat_map(|p| input.parts.get(p).into_iter().flatten().map(move |x| (p, x)))
+            {
                 let shape = MatmulShape { groups: heads.len(), inputs: blocks.len(), outputs: outputs.len(), limbs };
                 let product = match weights {
                     Operand::Small { weights, .. } => {
@@ -193,6 +240,12 @@ impl<'a> Operands<'a> {
                             inputs: blocks.clone(),
                         };
                         self.server.multiply_matrix(ct, weights, &tile)?
+                    }
+                    wide if let Some(pattern) = self.patterns.get(turn) => {
+                        let weights = wide.host().unwrap_or(&[]);
+                        let values = pattern.values(&self.packing, k, weights, outputs, blocks);
+                        let plain = self.server.transform_sparse(limbs, &values, &pattern.positions)?;
+                        self.server.multiply_transformed(ct, &plain, shape)?
                     }
                     wide => {
                         let values = self.weight_values(k, wide.host().unwrap_or(&[]), heads, outputs, blocks);
@@ -240,6 +293,11 @@ impl<'a> Operands<'a> {
 }
 
 impl CoefficientPacking {
+    /// Whether small weights become polynomials on the device.
+    pub(super) fn expands_on_device(&self) -> bool {
+        self.spec.heads == 1 && self.split == 0
+    }
+
     /// Heads of one launch: as many as a tile holds with one output each.
     fn head_step(&self, ctx: &BfvContext) -> usize {
         let blocks: usize = self.inputs.iter().map(InputLayout::blocks).sum();

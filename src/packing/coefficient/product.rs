@@ -59,6 +59,7 @@ impl Product {
         rng: &mut SecureRng,
     ) -> Result<Self> {
         let packing = Arc::new(packing.clone());
+        let server = &server.at_level(packing.limbs())?;
         let ctx = server.context().clone();
         let operands = Arc::new(Operands::new(packing.clone(), server.clone(), operands)?);
         let adder = Adder { name, packing: packing.clone(), server, ctx: &ctx, operands };
@@ -69,10 +70,10 @@ impl Product {
             let units = if packing.spec.heads > 1 {
                 shared.clone()
             } else {
-                let groups = groups(packs);
+                let groups = groups(&packing.merged[packs.clone()]);
                 vec![adder.add_multiply(graph, &number.to_string(), 0, 0, groups)]
             };
-            batches.push(adder.add_batch(graph, number, packs.to_vec(), &units, rng));
+            batches.push(adder.add_batch(graph, number, packs, &units, rng));
         }
         Ok(Self { packing, batches })
     }
@@ -104,11 +105,12 @@ impl Product {
 
 impl CoefficientPacking {
     /// Packs with equal numbers of outputs, together up to about a number of unpacked ciphertexts.
-    fn batches(&self, ciphertexts: usize) -> Vec<&[Pack]> {
-        let mut out = Vec::new();
-        for run in self.packs.chunk_by(|a, b| a.outputs == b.outputs) {
-            let size = (ciphertexts / run[0].outputs).clamp(1, run.len());
-            out.extend(run.chunks(size));
+    fn batches(&self, ciphertexts: usize) -> Vec<Range<usize>> {
+        let (mut out, mut first) = (Vec::new(), 0);
+        for run in self.merged.chunk_by(|a, b| a.outputs == b.outputs) {
+            let (size, end) = ((ciphertexts / run[0].outputs).clamp(1, run.len()), first + run.len());
+            out.extend((first..end).step_by(size).map(|first| first..end.min(first + size)));
+            first = end;
         }
         out
     }
@@ -165,7 +167,8 @@ impl<'a> Adder<'_, 'a> {
         outputs: Range<usize>,
     ) -> Unit {
         let heads = self.operands.heads().nth(part).map_or(0, |heads| heads.len());
-        let blocks: usize = self.packing.inputs.iter().map(super::InputLayout::blocks).sum();
+        let blocks: usize =
+            self.packing.inputs.iter().map(super::InputLayout::blocks).sum::<usize>() << self.packing.split;
         let (count, limbs) = (heads * outputs.len(), self.ctx.params().limbs());
         let polys = (count * blocks) as u64;
         let work = Work { ntts: polys * limbs as u64, products: polys, ..Work::default() };
@@ -183,11 +186,12 @@ impl<'a> Adder<'_, 'a> {
         &self,
         graph: &mut TaskGraph<'a, HeError>,
         number: usize,
-        packs: Vec<Pack>,
+        range: Range<usize>,
         units: &[Unit],
         rng: &mut SecureRng,
     ) -> (TaskId, Arc<Slot<Part>>) {
         let (params, device) = (self.ctx.params(), self.ctx.device_demand());
+        let packs = self.packing.merged[range.clone()].to_vec();
         let (n, limbs, count, outputs) = (params.n(), params.limbs(), packs.len(), packs[0].outputs);
         let number = number.to_string();
         let ct_words = self.ct_words();
@@ -213,12 +217,12 @@ impl<'a> Adder<'_, 'a> {
         let pack = self.task("pack", &number, device, count * ct_words, work);
         let (server, packing, out) = (self.server.clone(), self.packing.clone(), packed.clone());
         let (units, tasks) = (units.to_vec(), units.iter().map(|u| u.task));
-        let packs = Arc::new(packs);
-        let these = packs.clone();
+        let these = packs;
         let pack = graph.add(pack.after(tasks), move || {
             let ordered = order(&packing, &server, &units, &these)?;
             drop(units);
-            out.put(server.pack_outputs(&ordered, these[0].outputs, these.len(), packing.output.block)?);
+            let block = packing.output.block >> packing.split;
+            out.put(server.pack_outputs(&ordered, these[0].outputs, these.len(), block)?);
             Ok(())
         });
 
@@ -244,7 +248,7 @@ impl<'a> Adder<'_, 'a> {
         let (server, packing, out) = (self.server.clone(), self.packing.clone(), part.clone());
         let cut = graph.add(cut.after([finish]), move || {
             let finished = take(&finished)?;
-            let places: Vec<_> = packs.iter().map(|pack| packing.output.places(pack)).collect();
+            let places: Vec<_> = packing.packs[range].iter().map(|pack| packing.output.places(pack)).collect();
             let positions: Vec<Vec<u32>> = places.iter().map(|p| p.iter().map(|&(at, _)| at).collect()).collect();
             let (response, kept) = finished.cut(server.context().params(), &packing.response, &positions)?;
             let places = places.iter().flatten().map(|&(_, index)| index).collect();

@@ -1,6 +1,8 @@
 //! Laws of products with matrices of integers, and of weight polynomials made from them.
 
-use heliostat::engine::{EngineError, ExpandShape, GemmShape, RingGemmShape, RingOperand, Shape, small_words};
+use heliostat::engine::{
+    EngineError, ExpandShape, GemmShape, MatmulShape, RingGemmShape, RingOperand, Shape, small_words,
+};
 use num_bigint::{BigInt, BigUint};
 
 use super::{Bench, DENSE};
@@ -94,6 +96,31 @@ impl Bench<'_> {
                 }
             }
             self.same(&format!("expand_matrix {shape:?}"), &self.down(&found), &expected);
+        }
+    }
+
+    /// The product of two operations in one, where the degree of the weights is a power of two, and where it is not.
+    pub(super) fn matmul_matrix(&mut self) {
+        let (n, all) = (self.ring.n(), self.ring.moduli().len());
+        for (inner, cols, block, columns, outputs, inputs) in [
+            (n / 4 + 1, 5, n / 4, 2, 0..3, 0..2),
+            (41, 11, 4, 2, 1..4, 1..11),
+            (100, 7, 2, 2, 0..4, 3..20),
+            (9, 5, 3, 1, 2..3, 0..3),
+            (3, 2, n, 1, 0..2, 0..1),
+            (5, 5, 2, 2, 1..1, 0..2),
+        ] {
+            let columns = usize::min(columns, n / block);
+            let weights = self.weights(inner * cols, 3);
+            let shape = ExpandShape { inner, cols, block, columns, limbs: all, outputs, inputs };
+            let (inputs, outputs) = (shape.inputs.len(), shape.outputs.len());
+            let ct = self.random.batch(self.ring, Shape { polys: 2 * inputs, limbs: all });
+            let (ct, weights) = (self.up(&ct), self.up(&small_words(&weights)));
+            let found = self.backend.matmul_matrix(self.ring, &ct, &weights, &shape).unwrap();
+            let plain = self.backend.expand_matrix(self.ring, &weights, &shape).unwrap();
+            let product = MatmulShape { groups: 1, inputs, outputs, limbs: all };
+            let expected = self.backend.matmul_plain(self.ring, &ct, &plain, product).unwrap();
+            self.same(&format!("matmul_matrix {shape:?}"), &self.down(&found), &self.down(&expected));
         }
     }
 

@@ -65,6 +65,7 @@ pub fn laws_in(backend: &dyn Backend, ring: &Arc<RnsRing>) {
     bench.base_convert();
     bench.modular_gemm();
     bench.expand_matrix();
+    bench.matmul_matrix();
     if ring.moduli().len() > 1 {
         bench.key_switch();
         bench.rotate();
