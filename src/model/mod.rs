@@ -9,6 +9,7 @@ mod embedding;
 mod error;
 mod float;
 mod graph;
+mod lookup;
 mod manifest;
 mod matmul;
 mod options;

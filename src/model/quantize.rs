@@ -11,9 +11,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Checkpoint, DenseActivation, Linear, Lookup, ModelError, ModelSpec, Norm, Table, WeightId,
+    Checkpoint, DenseActivation, Linear, Lookup, ModelError, ModelSpec, Norm, WeightId,
     graph::ceil_log2,
-    spec::{DenseSpec, LayerSpec, LookupSpec, Precision},
+    lookup::lookup_spec,
+    spec::{DenseSpec, LayerSpec, Precision},
 };
 
 /// Weights are below `2^WEIGHT_BITS` in magnitude.
@@ -85,7 +86,7 @@ impl ServerWeights {
         Ok(Self { matrices: round_all(folded, spec, Lookup::Public)? })
     }
 
-    /// These matrices with those of [`fold_lookup`] in the place of their namesakes.
+    /// These matrices with those of [`super::lookup::fold_lookup`] in the place of their namesakes.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -175,7 +176,7 @@ impl RealMatrix {
     }
 
     /// Each output less the mean of all outputs.
-    fn centred(mut self) -> Self {
+    pub fn centred(mut self) -> Self {
         for row in self.weight.chunks_mut(self.outputs).chain(self.bias.chunks_mut(self.outputs)) {
             let mean = row.iter().sum::<f64>() / row.len() as f64;
             row.iter_mut().for_each(|x| *x -= mean);
@@ -192,7 +193,7 @@ impl RealMatrix {
     }
 
     /// Most fraction bits up to `most` at which every weight fits.
-    fn weight_frac(&self, most: u32) -> Option<u32> {
+    pub fn weight_frac(&self, most: u32) -> Option<u32> {
         let largest = self.weight.iter().fold(0f64, |m, w| m.max(w.abs()));
         let limit = (1u64 << WEIGHT_BITS) as f64 - 0.5;
         (1..=most).rev().find(|&f| largest * libm::exp2(f as f64) < limit)
@@ -242,7 +243,7 @@ pub(crate) fn fold(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
 }
 
 /// The maps of a layer's attention, whose input is a row before the gain and bias of `before`.
-fn fold_attention(c: &Checkpoint, i: usize, before: Option<&Norm>) -> Vec<(WeightId, RealMatrix)> {
+pub(crate) fn fold_attention(c: &Checkpoint, i: usize, before: Option<&Norm>) -> Vec<(WeightId, RealMatrix)> {
     let Some(l) = c.layers.get(i) else { return Vec::new() };
     let d = c.config.hidden;
     let query_scale = std::f64::consts::LOG2_E / libm::sqrt((d / c.config.heads) as f64);
@@ -254,90 +255,6 @@ fn fold_attention(c: &Checkpoint, i: usize, before: Option<&Norm>) -> Vec<(Weigh
         (WeightId::Value(i), project(&l.value)),
         (WeightId::AttentionOutput(i), RealMatrix::new(&l.attention_output).stacked(residual).centred()),
     ]
-}
-
-/// What a private lookup changes: the first layer's attention reads normalised rows, as all others do.
-fn fold_first(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
-    let norm = Norm { gain: c.embedding.gain.clone(), bias: c.embedding.bias.clone() };
-    fold_attention(c, 0, Some(&norm)).into_iter().collect()
-}
-
-/// The maps that a private lookup has in the place of their namesakes, and the tables of words and token types as the map of
-/// a one-hot row: centred, with the positions as the bias of each row.
-pub(crate) fn fold_lookup(c: &Checkpoint) -> BTreeMap<WeightId, RealMatrix> {
-    let e = &c.embedding;
-    let rows = |table: &Table| -> Vec<f64> {
-        (0..table.rows()).flat_map(|i| table.row(i).unwrap_or_default()).map(f64::from).collect()
-    };
-    let weight = [rows(&e.word), rows(&e.token_type)].concat();
-    let (inputs, outputs) = (e.word.rows() + e.token_type.rows(), e.hidden());
-    let mut maps = fold_first(c);
-    maps.insert(WeightId::Tokens, RealMatrix { inputs, outputs, weight, bias: rows(&e.position) }.centred());
-    maps
-}
-
-/// Shapes, magnitudes and fraction bits of a private lookup, proven from the tables. `None` if weights are too large.
-pub(crate) fn lookup_spec(c: &Checkpoint, precision: &Precision) -> Option<LookupSpec> {
-    let e = &c.embedding;
-    let d = e.hidden();
-    let [word, position, kind] = [&e.word, &e.position, &e.token_type].map(Extremes::of);
-    let limit = (1u64 << WEIGHT_BITS) as f64 - 0.5;
-    let largest = word.largest().max(kind.largest());
-    let table_frac = (1..=precision.weight_frac).rev().find(|&f| largest * libm::exp2(f as f64) < limit)?;
-    // Each of the three is rounded once, by half a unit at most.
-    let slack = 1.5 * libm::exp2(-(table_frac as f64));
-    let sum = |j: usize| word.columns[j] + position.columns[j] + kind.columns[j];
-    let element = (0..d).map(sum).fold(0.0, f64::max) + slack;
-    let slack = slack * libm::sqrt(d as f64);
-    let row = word.longest + position.longest + kind.longest + slack;
-    let shortest = word.shortest - position.longest - kind.longest - slack;
-    let log2 = |x: f64| libm::ceil(libm::log2(x.max(libm::exp2(-20.0)))) as i32;
-    let least = least_squares(d);
-    let proven = if shortest > 0.0 { libm::floor(2.0 * libm::log2(shortest)) as i32 } else { least };
-    let first = fold_first(c);
-    let frac = |id| first.get(&id).and_then(|m| m.weight_frac(precision.weight_frac));
-    let qkv = [WeightId::Query(0), WeightId::Key(0), WeightId::Value(0)].map(frac);
-    Some(LookupSpec {
-        vocabulary: e.word.rows(),
-        types: e.token_type.rows(),
-        table_frac,
-        sum_log2: log2(element),
-        squares_log2: log2(row * row),
-        squares_min_log2: proven.max(least).min(log2(row * row) - 1),
-        qkv_weight_frac: qkv.into_iter().min().flatten()?,
-        attention_weight_frac: frac(WeightId::AttentionOutput(0))?,
-    })
-}
-
-/// Of a table's centred rows.
-struct Extremes {
-    /// Largest magnitude in every column.
-    columns: Vec<f64>,
-    /// Largest and smallest norm of a row.
-    longest: f64,
-    shortest: f64,
-}
-
-impl Extremes {
-    fn of(table: &Table) -> Self {
-        let mut found = Self { columns: vec![0.0; table.cols()], longest: 0.0, shortest: f64::INFINITY };
-        for row in (0..table.rows()).filter_map(|i| table.row(i)) {
-            let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / row.len() as f64;
-            let mut squares = 0.0;
-            for (column, x) in found.columns.iter_mut().zip(&row) {
-                let x = f64::from(*x) - mean;
-                *column = column.max(x.abs());
-                squares += x * x;
-            }
-            let norm = libm::sqrt(squares);
-            (found.longest, found.shortest) = (found.longest.max(norm), found.shortest.min(norm));
-        }
-        found
-    }
-
-    fn largest(&self) -> f64 {
-        self.columns.iter().copied().fold(0.0, f64::max)
-    }
 }
 
 /// The folded maps as they will be computed with: rounded, at the fraction bits that the model's numbers allow.

@@ -8,7 +8,7 @@ use std::{
 use super::{
     BUCKETS, CALIBRATION_FILE, Calibration, Checkpoint, ClientModel, Embedding, Encoded, Evaluator, Exact, Execution,
     Graph, GraphOptions, Lookup, Manifest, ModelError, ModelSpec, Outputs, Precision, ServerWeights, bounds,
-    execute_with,
+    execute_with, lookup,
     quantize::{self, Rounded},
 };
 
@@ -172,7 +172,7 @@ impl Model {
             (Lookup::Public, _) => Ok(self.weights.clone()),
             (Lookup::Private, Some(weights)) => Ok(weights.clone()),
             (Lookup::Private, None) => {
-                let weights = self.weights.with_lookup(&quantize::fold_lookup(&self.checkpoint), self.spec())?;
+                let weights = self.weights.with_lookup(&lookup::fold_lookup(&self.checkpoint), self.spec())?;
                 Ok(self.private.get_or_init(|| Arc::new(weights)).clone())
             }
         }
