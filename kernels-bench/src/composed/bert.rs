@@ -88,7 +88,7 @@ fn measure(
     let row = Row {
         kernel: BERT.into(),
         n: MATMUL_8192.n,
-        limbs: MATMUL_8192.data_limbs,
+        limbs: shapes.iter().map(|(_, product)| product.work().limbs).max().unwrap_or(0),
         batch: 1,
         size: Some(format!("{what}, {layers} of {LAYERS} measured")),
         backend: label.backend.into(),
