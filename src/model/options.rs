@@ -1,6 +1,6 @@
 //! What a graph may be built with besides the model and the number of tokens: rings, merged boundaries, token lookup.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +154,18 @@ pub enum Lookup {
     Private,
 }
 
+impl FromStr for Lookup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "public" => Ok(Self::Public),
+            "private" => Ok(Self::Private),
+            _ => Err(format!("no token lookup {text}: there are public and private")),
+        }
+    }
+}
+
 /// Everything that decides a graph besides the model's description and the number of tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GraphOptions {
@@ -215,6 +227,12 @@ mod tests {
         for bytes in [[low, high, 0, 0], [0, 0x80, 0, 0], [0, 0, 2, 0], [0, 0, 0, 2]] {
             assert!(matches!(GraphOptions::from_bytes(bytes), Err(CodecError::Invalid { .. })), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn lookups_are_read() {
+        assert_eq!(("public".parse(), "private".parse()), (Ok(Lookup::Public), Ok(Lookup::Private)));
+        assert!("hidden".parse::<Lookup>().unwrap_err().contains("no token lookup hidden"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! program takes at its start; the ratios below were fitted to whole runs on one machine. Both parties' work is added up and
 //! shared by the threads of both, which holds where they run side by side, in one process or in two.
 
-use super::{Circumstances, CotDemand, Flow, Forecast, NodeForecast, OtMethod, OtPlan, Plan};
+use super::{Circumstances, CotDemand, Flow, Forecast, HePhase, NodeForecast, OtMethod, OtPlan, Plan, Result};
 use crate::{
     he::ParameterSet,
     model::{NodeId, Op},
@@ -37,6 +37,8 @@ const MULTIPLY: f64 = 0.15;
 
 /// A product of one limb, in transforms.
 pub(super) const PRODUCT: f64 = 0.5;
+/// A term of a modular matrix product, a ciphertext's limb wide, in transforms.
+const TERM: f64 = 0.02;
 /// Noise of a coefficient that leaves the server, in transforms of `2^13` coefficients.
 const FLOOD: f64 = 2.0 / 8192.0;
 
@@ -67,18 +69,28 @@ pub struct Estimate {
 
 impl Estimate {
     /// The estimate of a plan.
-    pub fn new(plan: &Plan, forecast: &Forecast, params: &ParameterSet, c: &Circumstances) -> Self {
+    ///
+    /// # Errors
+    /// A parameter set that cannot be built.
+    pub fn new(plan: &Plan, forecast: &Forecast, c: &Circumstances) -> Result<Self> {
         let blocks = |blocks: f64| blocks * c.aes_block / (2 * c.threads.max(1)) as f64;
         let seconds = |node: &NodeForecast| {
             let (offline, online) = work(plan, node);
             let line = |flow: &Flow| LINE_BYTE * (flow.up + flow.down) as f64;
             NodeSeconds {
                 node: node.node,
-                offline: transforms(&node.he, params) * c.ntt + blocks(offline + line(&node.offline)),
+                offline: blocks(offline + line(&node.offline)),
                 online: blocks(online + line(&node.online)),
             }
         };
-        let nodes: Vec<NodeSeconds> = forecast.nodes.iter().map(seconds).collect();
+        let mut nodes: Vec<NodeSeconds> = forecast.nodes.iter().map(seconds).collect();
+        for (id, item) in &plan.he {
+            let seconds = transforms(&forecast.nodes[id.0].he, item.set().params()?) * c.ntt;
+            match item.phase(&plan.settings) {
+                HePhase::Offline => nodes[id.0].offline += seconds,
+                HePhase::Split | HePhase::Online => nodes[id.0].online += seconds,
+            }
+        }
         let sum = |f: fn(&NodeSeconds) -> f64| nodes.iter().map(f).sum::<f64>();
         let line = |bytes: u64| bytes as f64 * c.byte;
         // Offline both directions of the line are busy at the same time, and what is computed next does not wait for it.
@@ -87,7 +99,7 @@ impl Estimate {
         let offline = sum(|n| n.offline).max(busy) + forecast.offline_rounds as f64 / ahead * c.round_trip;
         let sent = forecast.online.up + forecast.online.down;
         let online = sum(|n| n.online) + line(sent) + forecast.online_flights as f64 / 2.0 * c.round_trip;
-        Self { nodes, offline, online, memory: memory(plan, forecast) }
+        Ok(Self { nodes, offline, online, memory: memory(plan, forecast) })
     }
 }
 
@@ -118,13 +130,15 @@ fn work(plan: &Plan, node: &NodeForecast) -> (f64, f64) {
     }
 }
 
-/// Homomorphic work in transforms of one limb.
-pub(super) fn transforms(he: &Counts, params: &ParameterSet) -> f64 {
-    let n = params.n() as f64;
-    he.server_ntts as f64
-        + he.client_ntts as f64
-        + PRODUCT * (he.products * params.limbs() as u64) as f64
-        + FLOOD * n * he.ciphertexts_down as f64 * params.limbs() as f64
+/// Homomorphic work in transforms of one limb of 2^13 coefficients.
+fn transforms(he: &Counts, params: &ParameterSet) -> f64 {
+    let (n, gauged) = (params.n() as f64, 8192.0f64);
+    let transforms = (he.server_ntts + he.client_ntts) as f64 * n.log2() / gauged.log2();
+    let products = PRODUCT * (he.products * params.limbs() as u64) as f64;
+    let noise = FLOOD * gauged * he.ciphertexts_down as f64 * params.limbs() as f64;
+    // Terms of a modular matrix product have no transform to hide behind.
+    let terms = TERM * he.scalar_products as f64 * params.limbs() as f64;
+    (transforms + products + noise + terms) * n / gauged
 }
 
 /// OTs, shares and masks of both parties.

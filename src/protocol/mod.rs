@@ -26,6 +26,7 @@ mod tests;
 #[cfg(test)]
 mod transcript_tests;
 mod weights;
+mod wishes;
 
 pub use choose::{Circumstances, Decision, Nonlinear, OtChoice, decide, decide_with};
 pub use correlation::{
@@ -47,6 +48,7 @@ pub use sets::{KeySets, SetId};
 pub use settings::{LayerKind, Layout, LinearMode, Method, Methods, OtMethod, PackingKind, ProductMode, Settings};
 pub use shares::{SecretVec, ShareBoard, row_sums, shifted};
 pub use weights::OnlineWeights;
+pub use wishes::{Merge, Wishes};
 
 use crate::{
     he::{MATMUL_8192, ParameterSet},

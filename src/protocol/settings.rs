@@ -207,6 +207,14 @@ impl LinearMode {
     }
 }
 
+impl FromStr for LinearMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        by_name("time for linear layers", &Self::ALL, Self::name, text)
+    }
+}
+
 /// How products of two shared matrices are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -229,6 +237,14 @@ impl ProductMode {
             Self::Masked => "masked",
             Self::Fhgs => "fhgs",
         }
+    }
+}
+
+impl FromStr for ProductMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        by_name("way of products", &Self::ALL, Self::name, text)
     }
 }
 
@@ -264,6 +280,22 @@ impl PackingKind {
             Self::BatchColumn => "batch_column",
         }
     }
+}
+
+impl FromStr for PackingKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        by_name("packing", &Self::ALL, Self::name, text)
+    }
+}
+
+/// The one of `all` with this name, dashes taken for underscores.
+fn by_name<T: Copy>(what: &str, all: &[T], name: fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    let wanted = text.replace('-', "_");
+    let found = all.iter().copied().find(|&value| name(value) == wanted);
+    let names = || all.iter().map(|&value| name(value).replace('_', "-")).collect::<Vec<_>>().join(", ");
+    found.ok_or_else(|| format!("no {what} {text}: there are {}", names()))
 }
 
 /// All that the parties agree on for one inference, besides model and bucket.
@@ -385,6 +417,18 @@ mod tests {
         assert!(!Settings::EXACT.he_online());
         assert!(Settings { linear: LinearMode::Online, ..Settings::EXACT }.he_online());
         assert!(Settings { products: ProductMode::Fhgs, ..Settings::EXACT }.he_online());
+    }
+
+    #[test]
+    fn names_are_read() {
+        assert!(LinearMode::ALL.into_iter().all(|m| m.name().parse() == Ok(m)));
+        assert!(ProductMode::ALL.into_iter().all(|m| m.name().parse() == Ok(m)));
+        for packing in PackingKind::ALL {
+            assert_eq!(packing.name().parse(), Ok(packing));
+            assert_eq!(packing.name().replace('_', "-").parse(), Ok(packing));
+        }
+        let e = "rows".parse::<PackingKind>().unwrap_err();
+        assert!(e.contains("no packing rows") && e.contains("tokens-first-plain"), "{e}");
     }
 
     #[test]

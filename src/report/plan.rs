@@ -35,9 +35,8 @@ pub enum Making {
 /// # Errors
 /// Sizes that cannot be counted.
 pub fn predict(plan: &Plan, circumstances: &Circumstances, making: Making) -> Result<Predicted, ReportError> {
-    let params = parameter_set()?;
     let forecast = Forecast::new(plan)?;
-    let estimate = Estimate::new(plan, &forecast, &params, circumstances);
+    let estimate = Estimate::new(plan, &forecast, circumstances)?;
     Ok(predicted(plan, &forecast, &estimate, making))
 }
 
@@ -155,7 +154,7 @@ impl PlanReport {
     pub fn new(plan: &Plan, circumstances: &Circumstances, names: Names) -> Result<Self, ReportError> {
         let params = parameter_set()?;
         let forecast = Forecast::new(plan)?;
-        let estimate = Estimate::new(plan, &forecast, &params, circumstances);
+        let estimate = Estimate::new(plan, &forecast, circumstances)?;
         let planned = |(node, seconds): (&NodeForecast, &crate::protocol::NodeSeconds)| {
             let (own, out) = (plan.graph.node(node.node), plan.graph.edge(plan.graph.node(node.node).output));
             PlannedNode {
