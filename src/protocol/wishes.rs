@@ -50,6 +50,8 @@ pub struct Wishes {
     pub merge: Merge,
     /// Where tokens become vectors.
     pub lookup: Lookup,
+    /// Everything but non-linear layers, OTs and layout exactly so, whatever the other wishes are: to compare variants.
+    pub variant: Option<Settings>,
 }
 
 impl Wishes {
@@ -69,6 +71,9 @@ impl Wishes {
     /// # Errors
     /// A graph that cannot be built as it is wished, or work that no parameters carry.
     pub fn settle(&self, spec: &ModelSpec, tokens: usize, circumstances: &Circumstances) -> Result<Decision> {
+        if let Some(variant) = self.variant {
+            return self.decide(spec, tokens, variant, circumstances);
+        }
         let mut base = self.base();
         match self.merge {
             Merge::Off => {}

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     engine::Backend,
     he::HeCounters,
-    model::{ClientModel, Model},
+    model::{ClientModel, Lookup, Manifest, Model},
     net::{
         Link, Meter, NetError, Role, SessionId,
         memory::DEFAULT_QUEUE_BYTES,
@@ -35,7 +35,8 @@ pub struct LocalConnect<'scope, 'env> {
     recorder: Recorder,
 }
 
-/// What a server needs to serve `model`: buckets up to that of `max_tokens`.
+/// What a server needs to serve `model`: buckets up to that of `max_tokens`. With a private lookup its clients get a manifest
+/// without the embedding block.
 ///
 /// # Errors
 /// A model whose description cannot be built.
@@ -43,13 +44,22 @@ pub fn server_context(
     model: &Model,
     backend: Arc<dyn Backend>,
     max_tokens: usize,
+    lookup: Lookup,
 ) -> Result<ServerContext, ReportError> {
     let positions = model.manifest().positions();
     let limit = max_tokens.min(model.manifest().max_tokens);
     // The model's own limit may lie between two buckets; the text's bucket is then the wider one, if it has positions.
     let largest = crate::model::bucket(limit, positions).unwrap_or(positions);
-    let manifest = model.manifest().to_bytes()?;
-    Ok(ServerContext::new(model.spec().clone(), model.weights().clone(), manifest, backend, largest)?)
+    let context = |manifest: Manifest| -> Result<ServerContext, ReportError> {
+        let manifest = manifest.to_bytes()?;
+        Ok(ServerContext::new(model.spec().clone(), model.weights().clone(), manifest, backend, largest)?)
+    };
+    Ok(match lookup {
+        Lookup::Public => context(model.manifest().clone())?,
+        Lookup::Private => {
+            context(model.manifest().without_tables())?.with_private_lookup(model.weights_for(Lookup::Private)?)
+        }
+    })
 }
 
 impl<'scope, 'env> LocalConnect<'scope, 'env> {

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     engine::{Backend, OpCount},
     he::HeCounters,
-    model::{ClientModel, Encoded, Exact, Model, Outputs, Prediction, Provenance},
+    model::{ClientModel, Encoded, Exact, GraphOptions, Lookup, Model, Outputs, Prediction, Provenance},
     net::{
         Traffic,
         session::{
@@ -23,9 +23,7 @@ use crate::{
             busy, overlap,
         },
     },
-    protocol::{
-        Circumstances, Decision, Nonlinear, OtChoice, OtPlan, Plan, ProtocolError, Settings, decide_with, parameter_set,
-    },
+    protocol::{Circumstances, Decision, OtPlan, Plan, ProtocolError, Settings, Wishes},
 };
 
 /// How garbled tables are kept between the phases.
@@ -91,13 +89,9 @@ pub struct RunOptions {
     pub max_tokens: usize,
     /// Where garbled tables go.
     pub tables: TableChoice,
-    /// How non-linear layers are evaluated.
-    pub nonlinear: Nonlinear,
-    /// How OTs are made.
-    pub ot: OtChoice,
-    /// Everything else that the parties agree on: modes of linear layers and products, packing, graph.
-    pub base: Settings,
-    /// The link and the machine, where that is to be chosen.
+    /// How inferences are to be run. Where tokens become vectors, follows from the server's manifest.
+    pub wishes: Wishes,
+    /// The link and the machine, where something is to be chosen.
     pub circumstances: Circumstances,
     /// Whether spans are kept for a trace.
     pub keep_spans: bool,
@@ -143,6 +137,8 @@ struct Private {
     outputs: Outputs,
     /// Whether every layer was garbled.
     exact: bool,
+    /// What the graph was built with.
+    graph: GraphOptions,
 }
 
 /// Runs inputs and gathers the report. The oracle is asked where the whole model is at hand.
@@ -155,6 +151,7 @@ pub struct Runner<'a, C: Connect> {
     ops_before: Vec<OpCount>,
     current: Option<Connected>,
     model: String,
+    lookup: Lookup,
     digest: String,
     connections: usize,
     report: Totals,
@@ -209,6 +206,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             ops_before: backend.ops(),
             current: None,
             model: String::new(),
+            lookup: Lookup::Public,
             digest: String::new(),
             connections: 0,
             report: Totals::default(),
@@ -242,6 +240,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         self.connections += 1;
         self.digest = digest;
         self.model.clone_from(&connected.model.manifest().name);
+        self.lookup = connected.model.manifest().options().lookup;
         self.absorb(false);
         Ok(connected)
     }
@@ -351,7 +350,7 @@ impl<'a, C: Connect> Runner<'a, C> {
         let seconds = reading + start.elapsed().as_secs_f64();
         entry.online = Some(totals(seconds, &session.cut().since(&made)));
         self.account_for_he(&plan, [counted, half, self.connect.server_counters()])?;
-        Ok(Private { values, outputs, exact: decision.settings.methods.is_exact() })
+        Ok(Private { values, outputs, exact: decision.settings.methods.is_exact(), graph: decision.settings.graph })
     }
 
     /// What is to be done for a bucket; chosen once.
@@ -359,9 +358,10 @@ impl<'a, C: Connect> Runner<'a, C> {
         if let Some(decision) = self.decisions.get(&bucket) {
             return Ok(decision.clone());
         }
-        let RunOptions { nonlinear, ot, base, circumstances, .. } = &self.options;
-        let graph = model.graph_with(bucket, &base.graph)?;
-        let decision = decide_with(&graph, &parameter_set()?, *base, *nonlinear, *ot, circumstances)?;
+        let RunOptions { wishes, circumstances, .. } = &self.options;
+        // A server that keeps its embedding block leaves no choice.
+        let wishes = Wishes { lookup: model.manifest().options().lookup, ..*wishes };
+        let decision = wishes.settle(&model.manifest().spec, bucket, circumstances)?;
         self.decisions.insert(bucket, decision.clone());
         Ok(decision)
     }
@@ -393,7 +393,7 @@ impl<'a, C: Connect> Runner<'a, C> {
 
     fn compare(&mut self, encoded: &Encoded, private: &Private, entry: &mut InputReport) -> Result<(), ReportError> {
         let Some(model) = self.oracle else { return Ok(()) };
-        let run = model.oracle_for(encoded, &self.options.base.graph, &mut Exact)?;
+        let run = model.oracle_for(encoded, &private.graph, &mut Exact)?;
         let expected = run.execution.edge(run.graph.output);
         entry.oracle_outputs = Some(run.outputs.rows.concat());
         entry.float_outputs = Some(model.float(encoded)?.rows.concat());
@@ -511,7 +511,7 @@ impl<'a, C: Connect> Runner<'a, C> {
             busy: r.busy.iter().map(|(lane, seconds)| (lane.clone(), seconds / r.overlap.1)).collect(),
             spool_bytes: r.spool_bytes,
             peak_rss_bytes: measure::peak_rss_bytes(),
-            reveals: reveals(),
+            reveals: reveals(self.lookup),
             statistical_distance_log2: (r.distance > 0.0).then(|| r.distance.log2()),
             notices,
         };
@@ -530,13 +530,22 @@ pub struct Environment {
     pub calibration: Calibration,
 }
 
-/// What each side learns, in public-embedding mode.
-pub fn reveals() -> Vec<String> {
+/// What each side learns.
+pub fn reveals(lookup: Lookup) -> Vec<String> {
+    let client = match lookup {
+        Lookup::Public => {
+            "the client learns: the result, and the model's manifest (shapes, labels, tokenizer, numeric ranges of the edges, and \
+             the embedding block, which is public in this mode); none of the encoder's or the head's weights"
+        }
+        Lookup::Private => {
+            "the client learns: the result, and the model's manifest (shapes, labels, tokenizer, numeric ranges of the edges); \
+             tokens are looked up privately, and no weight leaves the server, those of the embedding block included"
+        }
+    };
     [
         "the server learns, of each text: its bucket (a public length that hides the number of tokens) and when it was run; \
          neither text, nor tokens, nor result",
-        "the client learns: the result, and the model's manifest (shapes, labels, tokenizer, numeric ranges of the edges, and \
-         the embedding block, which is public in this mode); none of the encoder's or the head's weights",
+        client,
         "who listens on the line learns: the bucket, sizes and times of messages; plain TCP authenticates nobody, and is \
          therefore bound to loopback",
         "this holds while both sides follow the protocol (semi-honest model)",

@@ -1,8 +1,8 @@
 //! `ablation`: the variants of the protocol from before Primer to the default, measured on one text.
 
 use heliostat::{
-    model::Model,
-    protocol::{Nonlinear, OtChoice},
+    model::{Lookup, Model},
+    protocol::Wishes,
     report::{
         RunOptions, Runner,
         ablation::{AblationReport, AblationRow, text, variants},
@@ -32,16 +32,15 @@ pub fn ablation(args: args::Ablation) -> Result<(), Failure> {
     let input = TextInput::new(WORDS.repeat(tokens));
     let encoded = model.client().encode(&input.text, None, tokens)?;
     let machine = Machine::open(&args.engine)?;
-    let server = server_context(&model, machine.backend.clone(), tokens)?.with_costs(machine.costs.clone());
+    let server =
+        server_context(&model, machine.backend.clone(), tokens, Lookup::Public)?.with_costs(machine.costs.clone());
     let mut rows = Vec::new();
     for (name, base) in variants(model.spec(), encoded.bucket)? {
         let (bars, recorder) = Bars::new(args.quiet);
         let options = RunOptions {
             max_tokens: tokens,
             tables: TableChoice::Spool(args.spool.clone().unwrap_or_else(std::env::temp_dir)),
-            nonlinear: Nonlinear::Garbled,
-            ot: OtChoice::Auto,
-            base,
+            wishes: Wishes { variant: Some(base), ..Wishes::default() },
             circumstances: machine.circumstances(args.link, 2),
             keep_spans: false,
         };

@@ -1,7 +1,7 @@
 //! `accuracy`: the fixed-point model beside the floating-point one over a labelled file.
 
 use heliostat::{
-    model::Model,
+    model::{Lookup, Model},
     net::{Link, session::Recorder},
     protocol::Nonlinear,
     report::{
@@ -65,10 +65,16 @@ pub fn accuracy(args: Accuracy) -> Result<(), Failure> {
 fn private(args: &Accuracy, model: &Model, evaluation: &Evaluation<'_>) -> Result<AccuracyReport, Failure> {
     let machine = Machine::open(&args.engine)?;
     let max_tokens = args.max_tokens.into();
-    let how = How { max_tokens, link: Link::UNLIMITED, tables: tables(&args.tables), layers: args.layers };
+    let how = How {
+        max_tokens,
+        link: Link::UNLIMITED,
+        tables: tables(&args.tables),
+        layers: args.layers,
+        lookup: Lookup::Public,
+    };
     let options = how.options(&machine, 2, false);
     let Machine { backend, costs, environment } = machine;
-    let server = server_context(model, backend.clone(), max_tokens)?.with_costs(costs);
+    let server = server_context(model, backend.clone(), max_tokens, Lookup::Public)?.with_costs(costs);
     let bar = RowBar::new(evaluation.len(), args.quiet);
     std::thread::scope(|scope| {
         let recorder = Recorder::new(None);

@@ -5,9 +5,9 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use heliostat::{
     engine::{BackendChoice, OnGpuLoss, OpenOptions},
-    model::Shape,
+    model::{Lookup, Shape},
     net::{Link, session::Quota},
-    protocol::{Nonlinear, OtChoice},
+    protocol::{LinearMode, Merge, Nonlinear, OtChoice, PackingKind, ProductMode, Wishes},
     report::{dataset::Columns, inputs::TextInput},
 };
 
@@ -196,15 +196,43 @@ impl QuotaArgs {
     }
 }
 
-/// How non-linear layers are evaluated.
+/// How inferences are run.
 #[derive(Args, Clone, Copy)]
-pub struct NonlinearArgs {
+pub struct LayerArgs {
     /// Non-linear layers garbled (exact), on shares (fewer bytes, more rounds, a small error), or for each kind what is faster
     #[arg(long, value_name = "garbled|shared|auto", default_value = "garbled")]
     pub nonlinear: Nonlinear,
     /// OTs by the IKNP extension (16 bytes each) or silent (more work), or what is faster
     #[arg(long, value_name = "iknp|silent|auto", default_value = "auto")]
     pub ot: OtChoice,
+    /// Leave out the truncation between linear layers: where rings have room, nowhere, or where it saves time
+    #[arg(long, value_name = "on|off|auto", default_value = "off")]
+    pub merge: Merge,
+    /// Products of two private matrices by masks made offline, or encrypted online as Primer has them
+    #[arg(long, value_name = "masked|fhgs", default_value = "masked")]
+    pub products: ProductMode,
+    /// Homomorphic work of linear layers before the text is known, or after it, as it was before Primer
+    #[arg(long, value_name = "offline|online", default_value = "offline")]
+    pub linear: LinearMode,
+    /// How matrices lie in ciphertexts: coefficient, tokens-first, tokens-first-plain, features-first or batch-column
+    #[arg(long, value_name = "NAME", default_value = "coefficient")]
+    pub packing: PackingKind,
+}
+
+impl LayerArgs {
+    /// As the library takes them.
+    pub fn wishes(self) -> Wishes {
+        let Self { nonlinear, ot, merge, products, linear, packing } = self;
+        Wishes { nonlinear, ot, merge, products, linear, packing, ..Wishes::default() }
+    }
+}
+
+/// Where tokens become vectors; the server's choice.
+#[derive(Args, Clone, Copy)]
+pub struct LookupArgs {
+    /// Embedding block public (sent to clients), or private (clients look their tokens up homomorphically)
+    #[arg(long, value_name = "public|private", default_value = "public")]
+    pub lookup: Lookup,
 }
 
 /// What to print and write.
@@ -246,7 +274,7 @@ pub struct Demo {
     #[command(flatten)]
     pub tables: TableArgs,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -290,7 +318,9 @@ pub struct Local {
     #[command(flatten)]
     pub tables: TableArgs,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
+    #[command(flatten)]
+    pub lookup: LookupArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -313,7 +343,9 @@ pub struct Plan {
     #[arg(long, default_value = "unlimited")]
     pub link: Link,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
+    #[command(flatten)]
+    pub lookup: LookupArgs,
     /// Write the plan as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -374,6 +406,8 @@ pub struct Serve {
     #[command(flatten)]
     pub quota: QuotaArgs,
     #[command(flatten)]
+    pub lookup: LookupArgs,
+    #[command(flatten)]
     pub engine: Engine,
     /// No lines for connections that come and go; errors are still logged
     #[arg(long)]
@@ -405,7 +439,7 @@ pub struct Infer {
     #[command(flatten)]
     pub tables: TableArgs,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
     /// The link that `auto` chooses for: unlimited, lan, wan or RATE,DELAY
     #[arg(long, default_value = "unlimited")]
     pub link: Link,
@@ -451,10 +485,12 @@ pub struct Offline {
     #[command(flatten)]
     pub engine: Engine,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
     /// The link that `auto` chooses for, and with --model the one between the parties: unlimited, lan, wan or RATE,DELAY
     #[arg(long, default_value = "unlimited")]
     pub link: Link,
+    #[command(flatten)]
+    pub lookup: LookupArgs,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -610,7 +646,7 @@ pub struct Accuracy {
     #[command(flatten)]
     pub tables: TableArgs,
     #[command(flatten)]
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
     /// Write the report as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

@@ -32,7 +32,13 @@ pub fn infer(args: Infer) -> Result<(), Failure> {
         Some(store) => TableChoice::Kept { store, otherwise: Some(Box::new(made)) },
         None => made,
     };
-    let how = How { max_tokens: args.max_tokens.into(), link: args.link, tables, layers: args.layers };
+    let how = How {
+        max_tokens: args.max_tokens.into(),
+        link: args.link,
+        tables,
+        layers: args.layers,
+        lookup: heliostat::model::Lookup::Public,
+    };
     let options = how.options(&machine, 1, args.output.trace.is_some());
     let runner = Runner::new(connect, None, &*machine.backend, teller.recorder.clone(), options)?;
     teller.run(runner, &inputs, machine.environment)

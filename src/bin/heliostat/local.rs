@@ -7,12 +7,12 @@ use std::{
 
 use heliostat::{
     engine::{Backend, schedule::CostModel, select},
-    model::Model,
+    model::{Lookup, Model},
     net::{
         Link,
         session::{CorrelationStore, Quota, Recorder, ServerContext, Span, chrome_trace},
     },
-    protocol::{Circumstances, Settings},
+    protocol::Circumstances,
     report::{
         Report, RunOptions, Runner,
         file::{check_writable, write_whole},
@@ -25,7 +25,7 @@ use heliostat::{
 };
 
 use crate::{
-    args::{Demo, Engine, Local, NonlinearArgs, OutputArgs, PhaseChoice, TableArgs},
+    args::{Demo, Engine, LayerArgs, Local, OutputArgs, PhaseChoice, TableArgs},
     failure::Failure,
     offline::{self, Fill},
     output,
@@ -156,7 +156,9 @@ pub struct How {
     pub max_tokens: usize,
     pub link: Link,
     pub tables: TableChoice,
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
+    /// Where both parties are in this process.
+    pub lookup: Lookup,
 }
 
 impl How {
@@ -165,9 +167,7 @@ impl How {
         RunOptions {
             max_tokens: self.max_tokens,
             tables: self.tables.clone(),
-            nonlinear: self.layers.nonlinear,
-            ot: self.layers.ot,
-            base: Settings::EXACT,
+            wishes: self.layers.wishes(),
             circumstances: machine.circumstances(self.link, parties),
             keep_spans,
         }
@@ -193,8 +193,13 @@ pub fn local(args: Local) -> Result<(), Failure> {
     let inputs = texts.read()?;
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
-    let how =
-        How { max_tokens: args.max_tokens.into(), link: args.link, tables: tables(&args.tables), layers: args.layers };
+    let how = How {
+        max_tokens: args.max_tokens.into(),
+        link: args.link,
+        tables: tables(&args.tables),
+        layers: args.layers,
+        lookup: args.lookup.lookup,
+    };
     run(&model, machine, &inputs, how, &args.output)
 }
 
@@ -211,7 +216,7 @@ fn one_phase(args: Local) -> Result<(), Failure> {
     let model = Model::load_with(&args.model, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
     let max_tokens = args.max_tokens.into();
-    let server = server_context(&model, machine.backend.clone(), max_tokens)?
+    let server = server_context(&model, machine.backend.clone(), max_tokens, args.lookup.lookup)?
         .with_costs(machine.costs.clone())
         .with_store(CorrelationStore::open(&store.join("server"))?);
     let client = store.join("client");
@@ -233,13 +238,14 @@ fn one_phase(args: Local) -> Result<(), Failure> {
         &model,
         machine,
         &inputs,
-        How { max_tokens, link: args.link, tables, layers: args.layers },
+        How { max_tokens, link: args.link, tables, layers: args.layers, lookup: args.lookup.lookup },
         &args.output,
     )
 }
 
 fn run(model: &Model, machine: Machine, inputs: &[TextInput], how: How, output: &OutputArgs) -> Result<(), Failure> {
-    let server = server_context(model, machine.backend.clone(), how.max_tokens)?.with_costs(machine.costs.clone());
+    let server =
+        server_context(model, machine.backend.clone(), how.max_tokens, how.lookup)?.with_costs(machine.costs.clone());
     run_on(&server, model, machine, inputs, how, output)
 }
 
@@ -277,7 +283,13 @@ pub fn demo(args: Demo) -> Result<(), Failure> {
         ))?;
     }
     let inputs: Vec<TextInput> = DEMO_TEXTS.into_iter().map(TextInput::new).collect();
-    let how = How { max_tokens: 128, link: args.link, tables: tables(&args.tables), layers: args.layers };
+    let how = How {
+        max_tokens: 128,
+        link: args.link,
+        tables: tables(&args.tables),
+        layers: args.layers,
+        lookup: Lookup::Public,
+    };
     run(&model, machine, &inputs, how, &args.output)?;
     if talk {
         output::text(

@@ -8,7 +8,7 @@ use heliostat::{
         Link,
         session::{CorrelationStore, Quota, ServerContext, Tables, chrome_trace},
     },
-    protocol::{Circumstances, decide, parameter_set},
+    protocol::{Circumstances, Wishes},
     report::{
         file::write_whole,
         local::{LocalConnect, server_context},
@@ -20,7 +20,7 @@ use heliostat::{
 use serde::Serialize;
 
 use crate::{
-    args::{Command, NonlinearArgs, Offline, OutputArgs},
+    args::{Command, LayerArgs, Offline, OutputArgs},
     failure::Failure,
     local::{Machine, Teller, json_bytes},
     output,
@@ -34,7 +34,7 @@ pub struct Fill<'a> {
     /// Buckets, each as often as it is wanted in `count` rounds.
     pub buckets: Vec<usize>,
     pub count: u32,
-    pub layers: NonlinearArgs,
+    pub layers: LayerArgs,
 }
 
 #[derive(Serialize)]
@@ -91,8 +91,9 @@ pub fn offline(args: Offline) -> Result<(), Failure> {
     let model = Model::load_with(dir, args.calibration.as_deref())?;
     let machine = Machine::open(&args.engine)?;
     let largest = fill.buckets.iter().copied().max().unwrap_or(0);
-    let server =
-        server_context(&model, machine.backend.clone(), largest)?.with_costs(machine.costs.clone()).with_store(server);
+    let server = server_context(&model, machine.backend.clone(), largest, args.lookup.lookup)?
+        .with_costs(machine.costs.clone())
+        .with_store(server);
     locally(fill, &server, machine, args.link, &args.output)
 }
 
@@ -126,8 +127,8 @@ fn prepare(
     let (mut done, mut failed) = (Vec::new(), None);
     let mut settings = Vec::new();
     for &bucket in &fill.buckets {
-        let decision =
-            decide(&model.graph(bucket)?, &parameter_set()?, fill.layers.nonlinear, fill.layers.ot, circumstances)?;
+        let wishes = Wishes { lookup: model.manifest().options().lookup, ..fill.layers.wishes() };
+        let decision = wishes.settle(&model.manifest().spec, bucket, circumstances)?;
         settings.push((bucket, decision.settings));
     }
     // Round by round, so that a quota does not starve the last bucket.

@@ -2,7 +2,7 @@
 
 use heliostat::{
     model::{Model, bucket},
-    protocol::{Plan, decide, parameter_set},
+    protocol::{Plan, Wishes, parameter_set},
     report::{
         file::{check_writable, write_whole},
         plan::{Names, PlanReport, text},
@@ -27,9 +27,10 @@ pub fn plan(args: args::Plan) -> Result<(), Failure> {
     let machine = Machine::open(&args.engine)?;
     // Both parties on a machine such as this one, as `local` runs them.
     let circumstances = machine.circumstances(args.link, 2);
-    let (graph, params) = (model.client().graph(tokens)?, parameter_set()?);
-    let decision = decide(&graph, &params, args.layers.nonlinear, args.layers.ot, &circumstances)?;
-    let plan = Plan::new(graph, &params, decision.settings)?;
+    let wishes = Wishes { lookup: args.lookup.lookup, ..args.layers.wishes() };
+    let decision = wishes.settle(model.spec(), tokens, &circumstances)?;
+    let graph = model.client().graph_with(tokens, &decision.settings.graph)?;
+    let plan = Plan::new(graph, &parameter_set()?, decision.settings)?;
     let info = machine.backend.info();
     let names = Names {
         model: model.manifest().name.clone(),

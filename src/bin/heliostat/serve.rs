@@ -36,8 +36,8 @@ pub fn serve(args: Serve) -> Result<(), Failure> {
     // The port before the device: what is taken is told at once.
     let server = Server::bind(&args.listen, ServerOptions::default())?;
     let machine = Machine::open(&args.engine)?;
-    let mut context =
-        server_context(&model, machine.backend.clone(), args.max_tokens.into())?.with_costs(machine.costs.clone());
+    let mut context = server_context(&model, machine.backend.clone(), args.max_tokens.into(), args.lookup.lookup)?
+        .with_costs(machine.costs.clone());
     if let Some(store) = store {
         context = context.with_store(store);
     }
