@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 
 use super::{
-    HeInput, HeItem, HePhase, Message, OtMethod, OtPlan, Plan, Result, offline::fill_turns, operands::Operands,
+    HeInput, HeItem, HePhase, Message, OtMethod, OtPlan, Plan, Result, message::FRAME_PART, offline::fill_turns,
+    operands::Operands,
 };
 use crate::{
     arith::{ShareModulus, bits::packed_len},
@@ -18,7 +19,7 @@ use crate::{
     packing::Counts,
 };
 
-/// Messages and the bytes of their payloads, by direction.
+/// Messages (a long one counts for each of its frames) and the bytes of their payloads, by direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Flow {
     /// Bytes from client to server.
@@ -31,15 +32,20 @@ pub struct Flow {
     pub messages_down: u64,
 }
 
+/// Frames of a message.
+fn frames(bytes: u64) -> u64 {
+    bytes.div_ceil(FRAME_PART as u64).max(1)
+}
+
 impl Flow {
     fn up(&mut self, bytes: u64) {
         self.up += bytes;
-        self.messages_up += 1;
+        self.messages_up += frames(bytes);
     }
 
     fn down(&mut self, bytes: u64) {
         self.down += bytes;
-        self.messages_down += 1;
+        self.messages_down += frames(bytes);
     }
 
     /// Bytes with `overhead` for each message: up and down.

@@ -8,6 +8,9 @@ use crate::arith::{
     codec::{CodecError, Reader, Writer},
 };
 
+/// Bytes of a payload in one frame; longer messages travel in several.
+pub const FRAME_PART: usize = 32 << 20;
+
 /// Most byte strings in one HE message.
 const MAX_PARTS: usize = 1 << 16;
 

@@ -40,7 +40,7 @@ pub use evaluator::Evaluator;
 pub use forecast::{Flow, Forecast, NodeForecast};
 pub use he_plan::{CrossTerm, Cut, HeCosts, HeInput, HeItem, HePhase, KEY_BLOCK};
 pub use machine::{Machine, Turn, WorkSpan, drive_pair};
-pub use message::{Message, pack_ring, unpack_ring};
+pub use message::{FRAME_PART, Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
 pub use plan::{CotDemand, GarbledPlan, HeTurn, OtPlan, Plan, ProductPlan, SharedPlan};

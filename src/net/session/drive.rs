@@ -7,7 +7,7 @@ use super::{
 use crate::{
     model::Graph,
     net::Lane,
-    protocol::{Machine, Message, ShareBoard, Turn, WorkSpan},
+    protocol::{FRAME_PART, Machine, Message, ShareBoard, Turn, WorkSpan},
 };
 
 /// Who drives what, for the recorder.
@@ -39,13 +39,13 @@ impl Driver<'_> {
                     let (kind, payload) = (message.kind(), message.encode());
                     let sent = payload.len() as u64;
                     bytes += sent;
-                    self.lane.send(kind, payload)?;
+                    send(self.lane, kind, payload)?;
                     let (up, down) = if self.party == Party::Client { (sent, 0) } else { (0, sent) };
                     self.span(machine, start, true, up, down);
                 }
                 Turn::Receive => {
                     let start = self.recorder.now();
-                    let (kind, payload) = self.lane.recv()?;
+                    let (kind, payload) = receive(self.lane)?;
                     let received = payload.len() as u64;
                     bytes += received;
                     let (up, down) = if self.party == Party::Client { (0, received) } else { (received, 0) };
@@ -104,6 +104,65 @@ impl Driver<'_> {
             bytes_down,
             held_bytes: 0,
             waiting,
+        });
+    }
+}
+
+/// Kind of a frame that more frames of the same message follow; the last one has the message's kind.
+const PART: u16 = 0x50;
+
+/// Longest message, far above what any model needs, so that a peer cannot have this side gather without end.
+const LONGEST: usize = 1 << 30;
+
+/// A message in as many frames as it needs.
+fn send(lane: &Lane, kind: u16, mut payload: Vec<u8>) -> Result<(), SessionError> {
+    while payload.len() > FRAME_PART {
+        let rest = payload.split_off(FRAME_PART);
+        lane.send(PART, std::mem::replace(&mut payload, rest))?;
+    }
+    Ok(lane.send(kind, payload)?)
+}
+
+/// The next message, of as many frames as it has.
+fn receive(lane: &Lane) -> Result<(u16, Vec<u8>), SessionError> {
+    let (mut kind, mut payload) = lane.recv()?;
+    while kind == PART {
+        let (next, part) = lane.recv()?;
+        if payload.len() + part.len() > LONGEST {
+            return Err(SessionError::Unexpected { doing: "receiving a message in parts" });
+        }
+        payload.extend_from_slice(&part);
+        kind = next;
+    }
+    Ok((kind, payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Meter, Mux, MuxOptions, Role, memory::DEFAULT_QUEUE_BYTES, memory_pair};
+
+    /// Short and long messages come whole, in order, at the edges of a frame too.
+    #[test]
+    fn long_messages_come_in_parts() {
+        let (a, b) = memory_pair(DEFAULT_QUEUE_BYTES);
+        let lane = |channel, role| {
+            let (mux, lanes) = Mux::new(channel, Meter::new(role), MuxOptions::new([1; 16], 1)).unwrap();
+            (mux, lanes.into_iter().next().unwrap())
+        };
+        let lengths = [0, 5, FRAME_PART, FRAME_PART + 1, 2 * FRAME_PART, 2 * FRAME_PART + 7];
+        let content = |len: usize| (0..len).map(|i| (i * 31 % 251) as u8).collect::<Vec<u8>>();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (_mux, lane) = lane(a, Role::Client);
+                lengths.iter().for_each(|&len| send(&lane, 0x20, content(len)).unwrap());
+                assert_eq!(receive(&lane).unwrap(), (0x21, vec![1]));
+            });
+            let (_mux, lane) = lane(b, Role::Server);
+            for len in lengths {
+                assert!(receive(&lane).unwrap() == (0x20, content(len)), "{len}");
+            }
+            send(&lane, 0x21, vec![1]).unwrap();
         });
     }
 }
