@@ -106,26 +106,12 @@ struct Price {
     cots: CotDemand,
 }
 
-/// Chooses, the rest as in [`Settings::EXACT`].
-///
-/// # Errors
-/// A layer that can be evaluated in neither way.
-pub fn decide(
-    graph: &Graph,
-    params: &ParameterSet,
-    nonlinear: Nonlinear,
-    ot: OtChoice,
-    circumstances: &Circumstances,
-) -> Result<Decision> {
-    decide_with(graph, params, Settings::EXACT, nonlinear, ot, circumstances)
-}
-
 /// Chooses how non-linear layers are evaluated, OTs made and ciphertexts laid out; all other settings are those of `base`, and
 /// `graph` must be of its options.
 ///
 /// # Errors
 /// A layer that can be evaluated in neither way.
-pub fn decide_with(
+pub(super) fn decide(
     graph: &Graph,
     params: &ParameterSet,
     base: Settings,
@@ -286,7 +272,8 @@ mod tests {
     fn on(byte: f64, round_trip: f64, nonlinear: Nonlinear, ot: OtChoice) -> Decision {
         let model = Model::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2")).unwrap();
         let circumstances = Circumstances { byte, round_trip, aes_block: 4e-9, ntt: 1e-5, threads: 2 };
-        decide(&model.client().graph(8).unwrap(), &parameter_set().unwrap(), nonlinear, ot, &circumstances).unwrap()
+        let graph = model.client().graph(8).unwrap();
+        decide(&graph, &parameter_set().unwrap(), Settings::EXACT, nonlinear, ot, &circumstances).unwrap()
     }
 
     #[test]

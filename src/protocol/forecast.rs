@@ -9,7 +9,6 @@ use super::{
 };
 use crate::{
     arith::{ShareModulus, bits::packed_len},
-    he::SeededCiphertexts,
     model::{EdgeId, NodeId},
     mpc::{
         block::BLOCK_BYTES,
@@ -163,7 +162,7 @@ fn he(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<u64> {
             };
             for index in missing {
                 let count = packing.input_ciphertexts(index);
-                up.push(SeededCiphertexts::byte_len(params, count).unwrap_or(usize::MAX));
+                up.push(packing.input_bytes(params, index).unwrap_or(usize::MAX));
                 counts.ciphertexts_up += count as u64;
                 counts.bytes_up += up.last().map_or(0, |&bytes| bytes as u64);
             }

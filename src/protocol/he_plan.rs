@@ -19,11 +19,11 @@ use std::{
 use super::{Layout, LinearMode, PackingKind, ProductMode, ProtocolError, Result, SetId, Settings};
 use crate::{
     arith::ShareModulus,
-    he::{HeError, ParameterSet, SeededCiphertexts},
+    he::{HeError, ParameterSet},
     model::{Edge, EdgeId, Graph, NodeId, Op, PRODUCT_RING_LIMIT, WEIGHT_LIMIT},
     packing::{
-        BatchColumnPacking, CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound, Packing, SlotMethod,
-        SlotPacking,
+        BatchColumnPacking, CoefficientLayout, CoefficientPacking, CostWeights, Counts, MatmulSpec, OperandBound,
+        Packing, SlotMethod, SlotPacking,
     },
 };
 
@@ -273,7 +273,7 @@ pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Re
         params,
         settings,
         weights: weights(settings.layout),
-        blocks: HashMap::new(),
+        layouts: HashMap::new(),
     };
     let larger = SetId::Matmul16384;
     let mut planners = [planner(SetId::Matmul8192, params), planner(larger, larger.params()?)];
@@ -302,8 +302,8 @@ struct Planner<'a> {
     params: &'a ParameterSet,
     settings: &'a Settings,
     weights: CostWeights,
-    /// Blocks of coefficient packing by rows.
-    blocks: HashMap<usize, usize>,
+    /// Layouts of coefficient packing by rows.
+    layouts: HashMap<usize, CoefficientLayout>,
 }
 
 impl Planner<'_> {
@@ -326,16 +326,15 @@ impl Planner<'_> {
         if self.settings.packing == PackingKind::BatchColumn {
             return Ok((Arc::new(BatchColumnPacking::new(params, &spec)?), 1, 1));
         }
-        let block = match self.blocks.get(&spec.rows) {
-            Some(&block) => block,
+        let layout = match self.layouts.get(&spec.rows) {
+            Some(&layout) => layout,
             None => {
-                let block = linear_block(graph, params, spec.rows, &self.weights)?;
-                self.blocks.insert(spec.rows, block);
-                block
+                let layout = linear_layout(graph, params, spec.rows, &self.weights)?;
+                self.layouts.insert(spec.rows, layout);
+                layout
             }
         };
-        let packing = CoefficientPacking::with_block(params, &spec, stride(params, spec.rows), block)?;
-        Ok((Arc::new(packing), block, 1))
+        Ok((Arc::new(CoefficientPacking::with_layout(params, &spec, &layout)?), layout.block, 1))
     }
 
     /// The cross terms of a product: all heads at once, or one by one where a packing serves no more.
@@ -394,7 +393,7 @@ fn weights(layout: Layout) -> CostWeights {
         Layout::Bytes => (100.0, 60.0),
         Layout::Least => (400.0, 200.0),
     };
-    CostWeights { upload, download, max_block: KEY_BLOCK, ..CostWeights::default() }
+    CostWeights { upload, download, max_block: KEY_BLOCK, fewest_limbs: true, ..CostWeights::default() }
 }
 
 /// What homomorphic work costs in sum. Transforms of the client are not counted.
@@ -436,7 +435,7 @@ pub(super) fn he_costs(items: &[(NodeId, HeItem)], settings: &Settings) -> Resul
                 for (index, _) in inputs.iter().enumerate().filter(|(_, input)| uploaded.insert(**input)) {
                     let count = packing.input_ciphertexts(index);
                     sent.ciphertexts_up += count as u64;
-                    sent.bytes_up += SeededCiphertexts::byte_len(params, count).unwrap_or(0) as u64;
+                    sent.bytes_up += packing.input_bytes(params, index).unwrap_or(0) as u64;
                 }
             } else {
                 sent.ciphertexts_up += counts.ciphertexts_up;
@@ -493,31 +492,40 @@ fn term_spec(graph: &Graph, node: NodeId, terms: &[CrossTerm]) -> MatmulSpec {
     }
 }
 
-/// One block width for all linear nodes of as many rows, since they share encrypted inputs: the cheapest in sum.
-fn linear_block(graph: &Graph, params: &ParameterSet, rows: usize, weights: &CostWeights) -> Result<usize> {
+/// One layout for all linear nodes of as many rows, since they share encrypted inputs: the cheapest in sum.
+fn linear_layout(
+    graph: &Graph,
+    params: &ParameterSet,
+    rows: usize,
+    weights: &CostWeights,
+) -> Result<CoefficientLayout> {
     let nodes: Vec<NodeId> = graph
         .iter()
         .filter(|(_, n)| matches!(n.op, Op::Linear { .. }) && graph.edge(n.output).rows == rows)
         .map(|(id, _)| id)
         .collect();
     let stride = stride(params, rows);
-    let mut best: Option<(f64, usize)> = None;
+    let mut best: Option<(f64, CoefficientLayout)> = None;
     let mut refusal = None;
     let mut block = stride.min(KEY_BLOCK);
     while block > 0 {
-        let cost = nodes.iter().try_fold(0.0, |sum, &id| {
-            CoefficientPacking::with_block(params, &linear_spec(graph, id), stride, block)
-                .map(|p| sum + p.cost(weights))
+        let layout = CoefficientLayout { stride, block, split: 0, limbs: None };
+        // Inputs that are shared have the limbs of the product that needs the most.
+        let cost = nodes.iter().try_fold((0.0, 1), |(sum, limbs), &id| {
+            CoefficientPacking::with_layout(params, &linear_spec(graph, id), &layout)
+                .map(|p| (sum + p.cost(weights), p.limbs().max(limbs)))
         });
         match cost {
-            Ok(cost) if best.is_none_or(|(c, _)| cost < c) => best = Some((cost, block)),
+            Ok((cost, limbs)) if best.is_none_or(|(c, _)| cost < c) => {
+                best = Some((cost, CoefficientLayout { limbs: Some(limbs), ..layout }));
+            }
             Ok(_) => {}
             Err(e) => refusal = Some(e),
         }
         block /= 2;
     }
     match (best, refusal) {
-        (Some((_, block)), _) => Ok(block),
+        (Some((_, layout)), _) => Ok(layout),
         (None, Some(e)) => Err(e.into()),
         (None, None) => Err(ProtocolError::Mismatch { detail: format!("{rows} rows do not fit the ring") }),
     }

@@ -28,7 +28,7 @@ mod transcript_tests;
 mod weights;
 mod wishes;
 
-pub use choose::{Circumstances, Decision, Nonlinear, OtChoice, decide, decide_with};
+pub use choose::{Circumstances, Decision, Nonlinear, OtChoice};
 pub use correlation::{
     ChunkKey, ClientCorrelation, CotPools, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
     ServerProduct, SessionId, TableStore,

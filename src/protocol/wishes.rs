@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::{
     Circumstances, Decision, Estimate, Forecast, LinearMode, Nonlinear, OtChoice, PackingKind, Plan, ProductMode,
-    Result, Settings, decide_with, parameter_set,
+    Result, Settings, choose::decide, parameter_set,
 };
 use crate::model::{Boundary, Graph, GraphOptions, Lookup, MergeSet, ModelSpec, Rings};
 
@@ -91,7 +91,7 @@ impl Wishes {
 
     fn decide(&self, spec: &ModelSpec, tokens: usize, base: Settings, c: &Circumstances) -> Result<Decision> {
         let graph = Graph::build(spec, tokens, &base.graph)?;
-        decide_with(&graph, &parameter_set()?, base, self.nonlinear, self.ot, c)
+        decide(&graph, &parameter_set()?, base, self.nonlinear, self.ot, c)
     }
 
     /// Merges boundaries one after another, as long as one is left that saves time.
