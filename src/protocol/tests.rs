@@ -8,8 +8,8 @@ use crate::{
     engine::cpu::CpuBackend,
     he::{BfvContext, HeClient as ClientKeys, HeCounters, HeServer as ServerKeys},
     model::{
-        Boundary, EdgeId, Evaluator, Exact, Function, GraphOptions, Inputs, MergeSet, Model, NonLinear, Op, Rings,
-        execute,
+        Boundary, EdgeId, Evaluator, Exact, Function, GraphOptions, Inputs, Lookup, MergeSet, Model, NonLinear, Op,
+        Rings, execute,
     },
 };
 
@@ -50,7 +50,7 @@ impl Parties {
         let server_sets: KeySets<ServerKeys> = sets.iter().map(|(set, keys)| (*set, keys.1.clone())).collect();
         Self {
             plan: Arc::new(plan),
-            weights: model.weights().clone(),
+            weights: model.weights_for(settings.graph.lookup).unwrap(),
             client_keys: client_sets.get(SetId::Matmul8192).unwrap().clone(),
             server_keys: server_sets.get(SetId::Matmul8192).unwrap().clone(),
             client_sets,
@@ -142,6 +142,24 @@ fn every_edge_equals_the_oracle_with_merged_boundaries() {
     }
 }
 
+/// Boundaries whose merge needs shifts and scaled biases, and tokens that are looked up in the graph.
+#[test]
+fn every_edge_equals_the_oracle_whatever_the_graph() {
+    let norms: MergeSet = [Boundary::AttentionNorm, Boundary::DownNorm].into_iter().collect();
+    let hidden: MergeSet = [Boundary::Middle, Boundary::Hidden].into_iter().collect();
+    let context = MergeSet::NONE.with(Boundary::Context);
+    for (merge, lookup) in [
+        (hidden, Lookup::Public),
+        (norms, Lookup::Public),
+        (context, Lookup::Public),
+        (MergeSet::NONE, Lookup::Private),
+    ] {
+        println!("{merge} {lookup:?}");
+        let graph = GraphOptions { merge, lookup, ..GraphOptions::default() };
+        every_edge_equals_in(Settings { graph, ..Settings::EXACT }, &[false]);
+    }
+}
+
 fn every_edge_equals(settings: Settings) {
     every_edge_equals_in(settings, &[false, true]);
 }
@@ -150,7 +168,7 @@ fn every_edge_equals_in(settings: Settings, tables: &[bool]) {
     let parties = Parties::with(8, settings);
     let costs = parties.plan.he_costs().unwrap();
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
-    let inputs = parties.model.client().inputs(&text).unwrap();
+    let inputs = parties.model.client().inputs_for(&text, settings.graph.lookup).unwrap();
     let graph = &parties.plan.graph;
     let oracle = execute(graph, &parties.weights, &inputs).unwrap();
     assert_eq!(oracle.overflow_count(), 0);
