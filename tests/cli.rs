@@ -350,6 +350,39 @@ fn a_plan_is_what_runs() {
     one_sentence(&run(&["plan", "--model", "nowhere"]), "nowhere");
 }
 
+/// Every variant answers as the oracle of its own graph, says what it did, and sends what was predicted.
+#[test]
+fn variants_are_exact_and_as_predicted() {
+    let model = model();
+    let base = ["local", "--backend", "cpu", "--model", model.to_str().unwrap(), "--text", TEXT, "--json"];
+    for (options, client_learns) in [
+        (&["--merge", "on"][..], "embedding block, which is public"),
+        (&["--products", "fhgs"], "embedding block, which is public"),
+        (&["--linear", "online", "--products", "fhgs"], "embedding block, which is public"),
+        (&["--lookup", "private"], "no weight leaves the server"),
+    ] {
+        let report = json(&run(&[&base[..], options].concat()));
+        assert_eq!(report["inputs"][0]["oracle_equal"], Value::Bool(true), "{options:?}");
+        for phase in ["offline", "online"] {
+            assert_eq!(report["predicted"][phase]["bytes_up"], report[phase]["bytes_up"], "{options:?} {phase}");
+            assert_eq!(report["predicted"][phase]["bytes_down"], report[phase]["bytes_down"], "{options:?} {phase}");
+        }
+        assert!(report["reveals"].to_string().contains(client_learns), "{options:?}");
+        let he = |phase: &str| report["he"][phase]["products"].as_u64().unwrap();
+        assert_eq!(he("online") > 0, options.contains(&"fhgs"), "{options:?}");
+        assert_eq!(he("offline") > 0, !options.contains(&"--linear"), "{options:?}");
+        let reasons = report["nonlinear"]["reasons"].to_string();
+        assert_eq!(reasons.contains("merged, as the rings have room: scores"), options.contains(&"--merge"), "{reasons}");
+    }
+    for (wrong, part) in [
+        (["--merge", "maybe"], "no merge maybe"),
+        (["--packing", "rows"], "no packing rows"),
+        (["--lookup", "hidden"], "no token lookup hidden"),
+    ] {
+        one_sentence(&run(&[&base[..], &wrong].concat()), part);
+    }
+}
+
 /// Needs a Vulkan adapter; software (lavapipe) will do.
 #[test]
 #[cfg(target_os = "linux")]
