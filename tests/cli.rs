@@ -372,7 +372,11 @@ fn variants_are_exact_and_as_predicted() {
         assert_eq!(he("online") > 0, options.contains(&"fhgs"), "{options:?}");
         assert_eq!(he("offline") > 0, !options.contains(&"--linear"), "{options:?}");
         let reasons = report["nonlinear"]["reasons"].to_string();
-        assert_eq!(reasons.contains("merged, as the rings have room: scores"), options.contains(&"--merge"), "{reasons}");
+        assert_eq!(
+            reasons.contains("merged, as the rings have room: scores"),
+            options.contains(&"--merge"),
+            "{reasons}"
+        );
     }
     for (wrong, part) in [
         (["--merge", "maybe"], "no merge maybe"),
