@@ -42,6 +42,14 @@ const TERM: f64 = 0.02;
 /// Noise of a coefficient that leaves the server, in transforms of `2^13` coefficients.
 const FLOOD: f64 = 2.0 / 8192.0;
 
+// Wall time over the sums above, fitted to runs of two models on an idle machine.
+/// Seconds of an offline phase besides its work.
+const OFFLINE_START: f64 = 0.5;
+/// Offline, where lanes wait for each other now and then.
+const OFFLINE_WALL: f64 = 1.35;
+/// Online, where one party waits for the other and most steps are short.
+const ONLINE_WALL: f64 = 4.3;
+
 /// Seconds of work on all threads, the line apart.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct NodeSeconds {
@@ -96,9 +104,10 @@ impl Estimate {
         // Offline both directions of the line are busy at the same time, and what is computed next does not wait for it.
         let busy = line(forecast.offline.up.max(forecast.offline.down));
         let ahead = super::offline::WINDOW as f64;
-        let offline = sum(|n| n.offline).max(busy) + forecast.offline_rounds as f64 / ahead * c.round_trip;
+        let offline = (OFFLINE_START + OFFLINE_WALL * sum(|n| n.offline)).max(busy)
+            + forecast.offline_rounds as f64 / ahead * c.round_trip;
         let sent = forecast.online.up + forecast.online.down;
-        let online = sum(|n| n.online) + line(sent) + forecast.online_flights as f64 / 2.0 * c.round_trip;
+        let online = ONLINE_WALL * sum(|n| n.online) + line(sent) + forecast.online_flights as f64 / 2.0 * c.round_trip;
         Ok(Self { nodes, offline, online, memory: memory(plan, forecast) })
     }
 }
