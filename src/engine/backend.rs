@@ -380,6 +380,15 @@ pub trait Backend: Send + Sync {
         self.matmul_plain(ring, ct, &plain, MatmulShape { groups: 1, inputs, outputs, limbs: shape.limbs })
     }
 
+    /// [`Backend::matmul_plain`] with plaintexts of integers: polynomial `k` of `[groups][outputs][inputs]` has the
+    /// coefficients `values[k*N ..][..N]`. A backend may do both at once, without the transformed plaintexts in memory.
+    fn matmul_integers(&self, ring: &Arc<RnsRing>, ct: &Buffer, values: &[i64], shape: MatmulShape) -> Result<Buffer> {
+        let positions: Vec<u32> = (0..ring.n() as u32).collect();
+        let plain = self.expand(ring, shape.limbs, values, &positions)?;
+        let plain = self.ntt_forward(ring, &plain, Shape { polys: values.len() / ring.n(), limbs: shape.limbs })?;
+        self.matmul_plain(ring, ct, &plain, shape)
+    }
+
     /// A new buffer of `items.len()` items of `item_words` words, copied from items of `sources`.
     fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer>;
 

@@ -77,6 +77,12 @@ impl HeServer {
     /// the integers `values[k*S ..][..S]` at exponents `0 .. S`. `ct` is `[groups][inputs][2][limbs][N]` and the result
     /// `[groups][outputs][2][limbs][N]`, both in the NTT domain.
     pub fn multiply(&self, ct: &Buffer, values: &[i64], stride: usize, shape: MatmulShape) -> Result<Buffer> {
+        if stride == self.ctx.params().n() {
+            let products = shape.groups * shape.outputs * shape.inputs;
+            self.ctx.count(|c| &c.products, products);
+            self.ctx.count(|c| &c.ntts, products * shape.limbs);
+            return Ok(self.ctx.backend().matmul_integers(self.ctx.ring(), ct, values, shape)?);
+        }
         let plain = self.transform(shape.limbs, values, stride)?;
         self.multiply_transformed(ct, &plain, shape)
     }

@@ -320,7 +320,7 @@ impl Planner<'_> {
         let (graph, params, spec) = (self.graph, self.params, linear_spec(self.graph, id));
         if let Some(method) = slot_method(self.settings.packing) {
             let packing = SlotPacking::new(params, method, &spec)?;
-            let (layout, digits) = (packing.slots().1, packing.digits());
+            let (layout, digits) = (packing.input_key(), packing.digits());
             return Ok((Arc::new(packing), layout, digits));
         }
         if self.settings.packing == PackingKind::BatchColumn {

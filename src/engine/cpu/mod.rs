@@ -6,6 +6,7 @@ mod inner_product;
 mod key_switch;
 mod lane_residue;
 mod lanes;
+mod matmul_integers;
 mod matmul_matrix;
 mod matmul_plain;
 mod mod_switch;
@@ -337,6 +338,18 @@ impl Backend for CpuBackend {
         operand::matmul(ring, ct.len(), plain, matmul_matrix::product(shape))?;
         self.ops.cpu(Op::ExpandMatrix);
         Ok(self.run(Op::MatmulPlain, || matmul_matrix::matmul_matrix(ring, &self.memory, &plans, ct, weights, shape)))
+    }
+
+    fn matmul_integers(&self, ring: &Arc<RnsRing>, ct: &Buffer, values: &[i64], shape: MatmulShape) -> Result<Buffer> {
+        let positions: Vec<u32> = (0..ring.n() as u32).collect();
+        operand::positions(ring, shape.limbs, values, &positions)?;
+        let ct = words(Op::MatmulPlain, ct)?;
+        operand::matmul(ring, ct.len(), values.len().saturating_mul(shape.limbs), shape)?;
+        let plans = self.tables.of(ring, self.library);
+        self.ops.cpu(Op::Expand);
+        self.ops.cpu(Op::NttForward);
+        Ok(self
+            .run(Op::MatmulPlain, || matmul_integers::matmul_integers(ring, &self.memory, &plans, ct, values, shape)))
     }
 
     fn gather(&self, sources: &[&Buffer], item_words: usize, items: &[GatherItem]) -> Result<Buffer> {

@@ -146,15 +146,52 @@ fn butterfly(sum: &mut [u32], difference: &mut [u32], a: &[u32], b: &[u32], p: u
 /// Signed integers at `positions` to residues, `[values.len() / positions.len()][limbs][N]`.
 pub(super) fn expand(ring: &RnsRing, pool: &Pool, limbs: usize, values: &[i64], positions: &[u32]) -> Words {
     let n = ring.n();
-    let mut out = pool.zeros(values.len() / positions.len() * limbs * n);
+    let all = positions.len() == n && positions.iter().zip(0..).all(|(&at, i)| at == i);
+    let words = values.len() / positions.len() * limbs * n;
+    let mut out = if all { pool.take(words) } else { pool.zeros(words) };
     out.par_chunks_mut(limbs * n).zip(values.par_chunks(positions.len())).for_each(|(out, values)| {
-        for (out, modulus) in out.chunks_mut(n).zip(ring.moduli()) {
-            for (&value, &at) in values.iter().zip(positions) {
-                out[at as usize] = modulus.from_i64(value);
+        for (out, &modulus) in out.chunks_mut(n).zip(ring.moduli()) {
+            if all {
+                simd::dispatch(
+                    #[inline(always)]
+                    || wide_residues(modulus, values, out),
+                );
+            } else {
+                for (&value, &at) in values.iter().zip(positions) {
+                    out[at as usize] = modulus.from_i64(value);
+                }
             }
         }
     });
     out
+}
+
+/// Residues of 64-bit integers.
+///
+/// The quotient comes from floating point, as compilers vectorise that: it has a relative error of 2^-51 and at most 37 bits for
+/// moduli from 26 bits up, so that it is at most one off.
+#[inline(always)]
+pub(super) fn wide_residues(modulus: Modulus, values: &[i64], out: &mut [u32]) {
+    let p = i64::from(modulus.value());
+    if p < 1 << 26 {
+        out.iter_mut().zip(values).for_each(|(out, &x)| *out = modulus.from_i64(x));
+        return;
+    }
+    if values.iter().fold(0, |bits, &x| bits | (x ^ x >> 63)) < 1 << 26 {
+        for (out, &x) in out.iter_mut().zip(values) {
+            // As in [`residues`].
+            let x = x as u32;
+            *out = x.min(x.wrapping_add(p as u32));
+        }
+        return;
+    }
+    let inverse = 1.0 / p as f64;
+    for (out, &x) in out.iter_mut().zip(values) {
+        let quotient = (x as f64 * inverse).floor() as i64;
+        let r = x.wrapping_sub(quotient.wrapping_mul(p));
+        let r = if r < 0 { r + p } else { r };
+        *out = if r >= p { r - p } else { r } as u32;
+    }
 }
 
 /// Weight polynomials of `coefficient` packing, coefficient domain; layouts as in
@@ -222,6 +259,24 @@ pub(super) fn gather(pool: &Pool, sources: &[&[u32]], item_words: usize, items: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn wide_residues_are_residues(p in prop_oneof![Just((1u32 << 30) - 1), Just((1 << 26) + 15), Just(7681)], seed: i64, near in -3i64..3) {
+            let modulus = Modulus::new(p).unwrap();
+            let multiple = seed / p as i64 * p as i64;
+            let values = [0, 1, -1, i64::MAX, i64::MIN, seed, -(seed >> 1), multiple.saturating_add(near), multiple >> 30];
+            for shift in [0, 37] {
+                let (values, mut out) = (values.map(|x| x >> shift), [0; 9]);
+                simd::dispatch(
+                    #[inline(always)]
+                    || wide_residues(modulus, &values, &mut out),
+                );
+                prop_assert_eq!(out, values.map(|x| modulus.from_i64(x)));
+            }
+        }
+    }
 
     #[test]
     fn ntt_sources_are_the_definition_and_stay_in_vectors() {

@@ -9,6 +9,11 @@
 //! ciphertext meet every output ciphertext: `M - 1` key switches an input ciphertext, or by baby steps and giant steps about
 //! `sqrt(M)` for an input and for an output. The result has the layout of the input.
 //!
+//! Where `I` features and `C` columns (padded to powers of two) do not both fill `M`, as in the products of one head, columns are
+//! spare: the input is repeated in them, each repetition further along the features, every repetition does other terms of the
+//! product, and who has the result sums the columns that are congruent modulo `C`. `I C / M` turns are left of M: 8 instead of
+//! 256 for 32 x 64 times 64 x 32 at N = 8192.
+//!
 //! **Features first**, what tokens first is measured against: a token's features side by side, padded to `F`, a power of two,
 //! `N/F` tokens a ciphertext. A feature reaches an output by a rotation by their difference: `inner + cols - 2` key switches an
 //! input ciphertext, plain.

@@ -7,14 +7,14 @@ use zeroize::Zeroizing;
 
 use super::{
     SlotPacking,
-    layout::SlotLayout,
+    layout::{Order, SlotLayout},
     turns::{Hoist, Turn},
 };
 use crate::{
     arith::sample::SecureRng,
     engine::{
         Buffer, GatherItem, MatmulShape, Poly, Shape,
-        schedule::{Slot, Task, TaskGraph, TaskId, Work},
+        schedule::{Demand, Slot, Task, TaskGraph, TaskId, Work},
     },
     he::{Domain, HeClient, HeError, HeServer, Response, ResponsePlan, Result, SeededCiphertexts},
     packing::{
@@ -67,7 +67,8 @@ struct Multiplication {
     weights: Arc<SlotWeights>,
 }
 
-/// One input block: which summed input, and which of its blocks.
+/// One input ciphertext of a group: which summed input, and which of its ciphertexts. Those of all digits of a block of features
+/// stand side by side, because their plaintexts come from one polynomial.
 type Block = (usize, usize);
 
 impl Multiplication {
@@ -77,20 +78,25 @@ impl Multiplication {
     }
 
     fn groups(&self) -> usize {
-        self.packing.input.groups(self.packing.spec.rows)
+        self.packing.layout.groups(self.packing.spec.rows)
     }
 
     fn outputs(&self) -> usize {
-        self.packing.input.blocks(self.packing.spec.cols)
+        self.packing.layout.output_blocks(self.packing.spec.cols)
     }
 
     /// The result of every group, `[outputs][2][limbs][N]`, in one domain.
     fn run(&self) -> Result<(Domain, Vec<Buffer>)> {
         let turns = &*self.packing.turns;
-        let blocks: Vec<Block> =
-            self.inputs.iter().enumerate().flat_map(|(k, input)| (0..input.blocks).map(move |b| (k, b))).collect();
+        let digits = self.packing.digits.count;
+        let blocks: Vec<Block> = (self.inputs.iter().enumerate())
+            .flat_map(|(k, input)| {
+                let own = input.blocks / digits;
+                (0..own).flat_map(move |block| (0..digits).map(move |digit| (k, digit * own + block)))
+            })
+            .collect();
         let longest = turns.hoists.iter().map(|hoist| hoist.turns.len()).max().unwrap_or(1);
-        let together = (TURNED / (longest * self.groups())).clamp(1, blocks.len().max(1));
+        let together = digits * (TURNED / (longest * self.groups() * digits)).clamp(1, (blocks.len() / digits).max(1));
         let ctx = self.server.context();
         let polys = (ctx.tile_words() / (self.ct_words() / 2)).max(1);
         let tile = (polys / (together * longest)).clamp(1, self.outputs() * turns.giants.len());
@@ -138,7 +144,7 @@ impl Multiplication {
 
     /// `[blocks][turns]` rotations of `[blocks]` ciphertexts, coefficient domain.
     fn rotate(&self, blocks: usize, hoist: &Hoist, x: &Buffer) -> Result<Buffer> {
-        let n = self.packing.input.n;
+        let n = self.packing.layout.n;
         let elements: Vec<usize> = hoist.turns.iter().map(|&(_, turn)| turn.element(n)).collect();
         let rotations: Vec<_> = (0..blocks).flat_map(|block| elements.iter().map(move |&g| (block, g))).collect();
         rotate(&self.server, x, &rotations)
@@ -156,9 +162,16 @@ impl Multiplication {
         let (limbs, giants) = (ctx.params().limbs(), self.packing.turns.giants.len());
         for range in sums.tiles() {
             let shape = MatmulShape { groups: 1, inputs: blocks.len() * babies.len(), outputs: range.len(), limbs };
-            let plain = self.plaintexts(blocks, babies, range.clone().map(|sum| (sum / giants, sum % giants)))?;
+            let values = self.plaintexts(blocks, babies, range.clone().map(|sum| (sum / giants, sum % giants)));
+            let plain = match turned {
+                [_] => None,
+                _ => Some(self.server.transform_plaintexts(limbs, &values)?),
+            };
             for (group, x) in turned.iter().enumerate() {
-                let product = self.server.multiply_transformed(x, &plain, shape)?;
+                let product = match &plain {
+                    Some(plain) => self.server.multiply_transformed(x, plain, shape)?,
+                    None => self.server.multiply(x, &values, self.packing.layout.n, shape)?,
+                };
                 let polys = Shape { polys: 2 * range.len(), limbs };
                 let sum = match sums.buffers.remove(&(group, range.start)) {
                     Some(sum) => ctx.backend().add(ctx.ring(), &sum, &product, polys)?,
@@ -170,42 +183,54 @@ impl Multiplication {
         Ok(())
     }
 
-    /// Diagonals `[sums][blocks][babies]` in the NTT domain; a sum is an output block and a giant.
+    /// Diagonals `[sums][blocks][babies][N]`; a sum is an output block and a giant.
     fn plaintexts(
         &self,
         blocks: &[Block],
         babies: &[usize],
         sums: impl Iterator<Item = (usize, usize)>,
-    ) -> Result<Buffer> {
-        let (packing, ctx) = (&self.packing, self.server.context());
-        let (layout, turns, t) = (&packing.input, &packing.turns, packing.spec.t);
-        let wanted: Vec<(usize, usize, Block, usize)> = sums
-            .flat_map(|(output, giant)| {
-                blocks.iter().flat_map(move |&block| babies.iter().map(move |&baby| (output, giant, block, baby)))
-            })
+    ) -> Zeroizing<Vec<i64>> {
+        let packing = &self.packing;
+        let (layout, turns, t) = (&packing.layout, &packing.turns, packing.spec.t);
+        let (n, digits) = (layout.n, packing.digits.count);
+        let wanted: Vec<(usize, usize, Block)> = sums
+            .flat_map(|(output, giant)| blocks.iter().step_by(digits).map(move |&block| (output, giant, block)))
             .collect();
-        let n = layout.n;
-        let mut values = Zeroizing::new(vec![0i64; wanted.len() * n]);
-        values.par_chunks_mut(n).zip(&wanted).for_each_init(
-            || Zeroizing::new(vec![0u64; n]),
-            |buffer, (values, &(output, giant, (input, block), baby))| {
-                let own = layout.blocks(packing.spec.inner[input]);
-                let (digit, block) = (block / own, block % own);
-                let diagonal = Diagonal {
-                    layout,
-                    weights: &self.weights.matrices[input],
-                    shape: (packing.spec.inner[input], packing.spec.cols),
-                    corner: (block * layout.width, output * layout.width),
-                    turns: (turns.babies[baby], turns.giants[giant]),
-                };
-                packing.encoder.interpolate(buffer, |slot| diagonal.value(slot));
-                values
-                    .iter_mut()
-                    .zip(buffer.iter())
-                    .for_each(|(out, &c)| *out = packing.digits.of(t.to_signed(c), digit));
+        let mut values = Zeroizing::new(vec![0i64; wanted.len() * digits * babies.len() * n]);
+        values.par_chunks_mut(digits * babies.len() * n).zip(&wanted).for_each_init(
+            || (Zeroizing::new(vec![0u64; n]), Zeroizing::new(vec![0u64; layout.width])),
+            |(buffer, columns), (values, &(output, giant, (input, block)))| {
+                for (at, &baby) in babies.iter().enumerate() {
+                    let diagonal = Diagonal {
+                        layout,
+                        weights: &self.weights.matrices[input],
+                        shape: (packing.spec.inner[input], packing.spec.cols),
+                        corner: (block * layout.features, output * layout.outputs),
+                        turns: (turns.babies[baby], turns.giants[giant]),
+                    };
+                    match layout.order {
+                        // All tokens of a column meet the same weight.
+                        Order::Tokens => {
+                            let weight =
+                                |(column, out): (usize, &mut u64)| *out = diagonal.value(column * layout.tokens);
+                            columns.iter_mut().enumerate().for_each(weight);
+                            let shift = layout.tokens.trailing_zeros();
+                            packing.encoder.interpolate(buffer, |slot| columns[slot >> shift]);
+                        }
+                        Order::Features => packing.encoder.interpolate(buffer, |slot| diagonal.value(slot)),
+                    }
+                    buffer.iter_mut().for_each(|c| *c = t.to_signed(*c) as u64);
+                    for (digit, values) in values.chunks_exact_mut(babies.len() * n).enumerate() {
+                        let values = &mut values[at * n..][..n];
+                        values
+                            .iter_mut()
+                            .zip(buffer.iter())
+                            .for_each(|(out, &c)| *out = packing.digits.of(c as i64, digit));
+                    }
+                }
             },
         );
-        self.server.transform_plaintexts(ctx.params().limbs(), &values)
+        values
     }
 
     /// The sum over giants of the turned sums of one group, `[outputs][2][limbs][N]`.
@@ -230,7 +255,7 @@ impl Multiplication {
         };
         let mut result = layer(0)?;
         for (giant, turn) in giants.iter().enumerate().skip(1) {
-            let element = turn.element(self.packing.input.n);
+            let element = turn.element(self.packing.layout.n);
             let rotations: Vec<_> = (0..self.outputs()).map(|output| (output, element)).collect();
             let turned = rotate(&self.server, &layer(giant)?, &rotations)?;
             result = backend.add(ctx.ring(), &result, &turned, Shape { polys: 2 * self.outputs(), limbs })?;
@@ -270,10 +295,10 @@ impl Diagonal<'_> {
     #[inline]
     fn value(&self, slot: usize) -> u64 {
         let n = self.layout.n;
-        let (from, feature) = self.layout.place(self.turns.0.source(n, slot, false));
-        let (to, column) = self.layout.place(self.turns.1.source(n, slot, true));
-        let (feature, column) = (self.corner.0 + feature, self.corner.1 + column);
-        if from == to && feature < self.shape.0 && column < self.shape.1 {
+        let (from, there) = self.layout.place(self.turns.0.source(n, slot, false));
+        let (to, here) = self.layout.place(self.turns.1.source(n, slot, true));
+        let (feature, column) = (self.corner.0 + self.layout.feature(there), self.corner.1 + self.layout.output(here));
+        if from == to && self.layout.active(here) && feature < self.shape.0 && column < self.shape.1 {
             self.weights[feature * self.shape.1 + column]
         } else {
             0
@@ -290,17 +315,17 @@ fn rotate(server: &HeServer, x: &Buffer, rotations: &[(usize, usize)]) -> Result
 impl SlotPacking {
     /// `[rows][cols]` of the slots of `[groups][outputs][N]` coefficients.
     fn rows(&self, coefficients: &[u64]) -> Result<Vec<u64>> {
-        self.input.decode(&self.encoder, self.spec.rows, self.spec.cols, coefficients)
+        self.layout.decode(&self.encoder, self.spec.rows, self.spec.cols, coefficients)
     }
 
     /// Ciphertexts of `inner` features of a group, those of all digits.
     fn blocks(&self, inner: usize) -> usize {
-        self.digits.count * self.input.blocks(inner)
+        self.digits.count * self.layout.input_blocks(inner)
     }
 
     /// All coefficients of every response ciphertext: a slot depends on each.
     fn positions(&self) -> Vec<Vec<u32>> {
-        vec![(0..self.input.n as u32).collect(); self.counts.ciphertexts_down as usize]
+        vec![(0..self.layout.n as u32).collect(); self.counts.ciphertexts_down as usize]
     }
 
     fn inner(&self, index: usize) -> Result<usize> {
@@ -309,10 +334,10 @@ impl SlotPacking {
     }
 
     fn check_ring(&self, n: usize) -> Result<()> {
-        if n == self.input.n {
+        if n == self.layout.n {
             return Ok(());
         }
-        Err(HeError::shape("packing", format!("planned for N = {}, used at N = {n}", self.input.n)))
+        Err(HeError::shape("packing", format!("planned for N = {}, used at N = {n}", self.layout.n)))
     }
 }
 
@@ -334,15 +359,15 @@ impl Packing for SlotPacking {
     }
 
     fn rotation_elements(&self) -> Vec<usize> {
-        self.turns.elements(self.input.n)
+        self.turns.elements(self.layout.n)
     }
 
     fn input_ciphertexts(&self, index: usize) -> usize {
-        self.spec.inner.get(index).map_or(0, |&inner| self.input.groups(self.spec.rows) * self.blocks(inner))
+        self.spec.inner.get(index).map_or(0, |&inner| self.layout.groups(self.spec.rows) * self.blocks(inner))
     }
 
     fn kept_coefficients(&self) -> usize {
-        self.counts.ciphertexts_down as usize * self.input.n
+        self.counts.ciphertexts_down as usize * self.layout.n
     }
 
     fn encrypt_input(
@@ -358,9 +383,9 @@ impl Packing for SlotPacking {
             return Err(HeError::shape("encrypt", format!("{} elements where {rows} x {inner} are needed", x.len())));
         }
         let reduced: Zeroizing<Vec<u64>> = Zeroizing::new(x.iter().map(|&x| t.reduce(x)).collect());
-        let encoded = self.input.encode(&self.encoder, rows, inner, &reduced)?;
+        let encoded = self.layout.encode(&self.encoder, rows, inner, &reduced)?;
         let mut plaintexts = Zeroizing::new(Vec::with_capacity(self.digits.count * encoded.len()));
-        for group in encoded.chunks(self.input.blocks(inner) * self.input.n) {
+        for group in encoded.chunks(self.layout.input_blocks(inner) * self.layout.n) {
             for digit in 0..self.digits.count as u32 {
                 let factor = t.reduce(1 << (digit * self.digits.bits));
                 plaintexts.extend(group.iter().map(|&c| t.mul(c, factor)));
@@ -372,7 +397,7 @@ impl Packing for SlotPacking {
     fn load_input(&self, server: &HeServer, index: usize, input: Arc<SeededCiphertexts>) -> Result<LoadedInput> {
         let (ctx, inner) = (server.context(), self.inner(index)?);
         self.check_ring(ctx.params().n())?;
-        let (groups, blocks) = (self.input.groups(self.spec.rows), self.blocks(inner));
+        let (groups, blocks) = (self.layout.groups(self.spec.rows), self.blocks(inner));
         if input.len() != groups * blocks {
             return Err(HeError::shape(
                 "multiply",
@@ -409,7 +434,7 @@ impl Packing for SlotPacking {
         let inputs = inputs.iter().map(input).collect::<Result<Vec<_>>>()?;
         let ctx = server.context();
         self.check_ring(ctx.params().n())?;
-        let groups = self.input.groups(self.spec.rows);
+        let groups = self.layout.groups(self.spec.rows);
         let fits = inputs.len() == self.spec.inner.len()
             && inputs
                 .iter()
@@ -429,7 +454,11 @@ impl Packing for SlotPacking {
             ..Work::default()
         };
         let words = groups * outputs * ct_words;
-        let task = Task::new(format!("{name}: turn and multiply"), ctx.device_demand());
+        // One product's steps are too short to keep all threads busy; two at a time do.
+        let capacity = ctx.capacity();
+        let half = Demand::threads(capacity.threads.div_ceil(2));
+        let demand = if capacity.device == 0 { half } else { ctx.device_demand() };
+        let task = Task::new(format!("{name}: turn and multiply"), demand);
         let task = task.seconds(ctx.estimate(estimate)).bytes(words as u64 * 4);
         let results = Arc::new(Slot::new());
         let out = results.clone();
@@ -439,7 +468,7 @@ impl Packing for SlotPacking {
         });
 
         let step = (ctx.tile_words() / ct_words).clamp(1, outputs);
-        let positions: Vec<u32> = (0..self.input.n as u32).collect();
+        let positions: Vec<u32> = (0..self.layout.n as u32).collect();
         let mut batches = Vec::new();
         for group in 0..groups {
             for first in (0..outputs).step_by(step) {

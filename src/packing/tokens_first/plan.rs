@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     SlotEncoder,
     layout::{Order, SlotLayout},
-    turns::Turns,
+    turns::{Swap, Turns},
 };
 use crate::{
     arith::ShareModulus,
@@ -33,7 +33,7 @@ const MAX_DIGITS: usize = 3;
 pub struct SlotPacking {
     pub(super) method: SlotMethod,
     pub(super) spec: MatmulSpec,
-    pub(super) input: SlotLayout,
+    pub(super) layout: SlotLayout,
     pub(super) turns: Arc<Turns>,
     pub(super) encoder: Arc<SlotEncoder>,
     pub(super) digits: Digits,
@@ -87,14 +87,17 @@ impl SlotPacking {
         let widest = inner.iter().copied().max().unwrap_or(1);
         let layout = match method {
             SlotMethod::FeaturesFirst => SlotLayout::features_first(n, widest.max(cols)),
-            _ => SlotLayout::tokens_first(n, rows),
+            _ => SlotLayout::tokens_first(n, rows, widest, cols),
         };
         let planned = |digits: Digits| {
-            let blocks: usize = inner.iter().map(|&inner| layout.blocks(inner)).sum();
-            let shape =
-                Shape { groups: layout.groups(rows), inputs: digits.count * blocks, outputs: layout.blocks(cols) };
+            let blocks: usize = inner.iter().map(|&inner| layout.input_blocks(inner)).sum();
+            let shape = Shape {
+                groups: layout.groups(rows),
+                inputs: digits.count * blocks,
+                outputs: layout.output_blocks(cols),
+            };
             let turns = match method {
-                SlotMethod::TokensFirstPlain => Turns::plain(n, layout.tokens),
+                SlotMethod::TokensFirstPlain => Turns::plain(n, layout.tokens, layout.shift, layout.swaps()),
                 SlotMethod::TokensFirst => best_split(&layout, &shape),
                 SlotMethod::FeaturesFirst => Turns::differences(n, widest, cols),
             };
@@ -102,7 +105,7 @@ impl SlotPacking {
             let mut plan = Self {
                 method,
                 spec: spec.clone(),
-                input: layout,
+                layout,
                 turns: Arc::new(turns),
                 encoder: encoder.clone(),
                 digits,
@@ -132,9 +135,14 @@ impl SlotPacking {
         self.method
     }
 
-    /// Tokens of a ciphertext, and features.
+    /// Tokens of a ciphertext, and columns: places for a feature of each.
     pub fn slots(&self) -> (usize, usize) {
-        (self.input.tokens, self.input.width)
+        (self.layout.tokens, self.layout.width)
+    }
+
+    /// What tells encrypted inputs of two products of one ring apart, besides their digits: those of one key serve both.
+    pub fn input_key(&self) -> usize {
+        self.layout.input_key()
     }
 
     /// Turns of the input (baby steps) and of partial sums (giant steps), the identities included: their product is the number
@@ -145,11 +153,11 @@ impl SlotPacking {
 
     /// Bytes of the switching keys that the product needs.
     pub fn key_bytes(&self, params: &ParameterSet) -> Option<usize> {
-        GaloisKeys::byte_len_for(params, self.turns.elements(self.input.n).len())
+        GaloisKeys::byte_len_for(params, self.turns.elements(self.layout.n).len())
     }
 
     pub(super) fn name_of(&self) -> &'static str {
-        match (self.method, self.input.order) {
+        match (self.method, self.layout.order) {
             (SlotMethod::TokensFirstPlain, _) => "tokens_first_plain",
             (_, Order::Tokens) => "tokens_first",
             (_, Order::Features) => "features_first",
@@ -169,7 +177,7 @@ impl SlotPacking {
         let giant = if giants > 1 { 2 * limbs * giants + (limbs + 2) * (limbs + 1) * (giants - 1) } else { 0 };
         let input = 2 * limbs + hoisted + 2 * limbs * (babies - 1);
         let bytes = |&inner: &usize| {
-            SeededCiphertexts::byte_len(params, shape.groups * self.digits.count * self.input.blocks(inner))
+            SeededCiphertexts::byte_len(params, shape.groups * self.digits.count * self.layout.input_blocks(inner))
         };
         Some(Counts {
             products: groups * plaintexts,
@@ -235,16 +243,15 @@ struct Shape {
 
 /// Baby steps and giant steps with the fewest key switches; of equals, the swap as a baby and the fewest babies.
 fn best_split(layout: &SlotLayout, shape: &Shape) -> Turns {
-    let all = layout.width / 2;
-    let powers = (0..=all.ilog2()).map(|log| 1 << log);
-    let splits =
-        [true, false].into_iter().flat_map(|swap_is_baby| powers.clone().map(move |rows| (rows, swap_is_baby)));
-    let cost = |&(rows, swap_is_baby): &(usize, bool)| {
-        let (babies, giants) = if swap_is_baby { (2 * rows, all / rows) } else { (rows, 2 * all / rows) };
+    let powers = (0..=layout.shift.ilog2()).map(|log| 1 << log);
+    let swaps: &[Swap] = if layout.swaps() { &[Swap::Baby, Swap::Giant] } else { &[Swap::Never] };
+    let splits = swaps.iter().flat_map(|&swap| powers.clone().map(move |babies| (babies, swap)));
+    let turns = |(babies, swap)| Turns::baby_giant(layout.n, layout.tokens, layout.shift, babies, swap);
+    let cost = |&split: &(usize, Swap)| {
+        let (babies, giants) = split.1.steps(layout.shift, split.0);
         shape.inputs * (babies - 1) + shape.outputs * (giants - 1)
     };
-    let (rows, swap_is_baby) = splits.min_by_key(cost).unwrap_or((1, true));
-    Turns::baby_giant(layout.n, layout.tokens, rows, swap_is_baby)
+    turns(splits.min_by_key(cost).unwrap_or((1, swaps[0])))
 }
 
 /// Noise of an output ciphertext.

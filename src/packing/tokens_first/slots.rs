@@ -52,6 +52,12 @@ impl SlotEncoder {
         self.index.len()
     }
 
+    /// A sum modulo t.
+    #[inline]
+    pub(super) fn add(&self, a: u64, b: u64) -> u64 {
+        self.t.add(a, b)
+    }
+
     /// `v / N`: what [`Self::interpolate`] takes for a slot that should hold `v`.
     pub(super) fn scaled(&self, v: u64) -> u64 {
         self.t.mul(v, self.scale)

@@ -40,6 +40,25 @@ pub(super) struct Hoist {
     pub turns: Vec<(usize, Turn)>,
 }
 
+/// Where a product swaps rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Swap {
+    Never,
+    Baby,
+    Giant,
+}
+
+impl Swap {
+    /// Babies and giants of `count` row rotations, `babies` of which are babies.
+    pub fn steps(self, count: usize, babies: usize) -> (usize, usize) {
+        match self {
+            Self::Never => (babies, count / babies),
+            Self::Baby => (2 * babies, count / babies),
+            Self::Giant => (babies, 2 * count / babies),
+        }
+    }
+}
+
 /// The turns of the input (babies), and those of partial sums (giants): every pair composes to another turn of the product.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Turns {
@@ -58,20 +77,20 @@ const HOIST: usize = 32;
 const LONG_HOIST: usize = 16;
 
 impl Turns {
-    /// Tokens first: all turns `(swap, s tokens)`, `s < count`.
-    pub fn plain(n: usize, tokens: usize) -> Self {
+    /// Tokens first: the turns `(swap, s tokens)`, `s < count`; `swap` is both, or neither.
+    pub fn plain(n: usize, tokens: usize, count: usize, swap: bool) -> Self {
         let mut turns = Self::empty();
-        turns.chain(n, tokens, n / 2 / tokens, true, HOIST);
+        turns.chain(n, tokens, count, swap, HOIST);
         turns
     }
 
-    /// The same as babies of `rows` row rotations and the giants that are left; the swap is a baby or a giant.
-    pub fn baby_giant(n: usize, tokens: usize, rows: usize, swap_is_baby: bool) -> Self {
+    /// The same as babies of `babies` row rotations, which divide `count`, and the giants that are left.
+    pub fn baby_giant(n: usize, tokens: usize, count: usize, babies: usize, swap: Swap) -> Self {
         let mut turns = Self::empty();
-        turns.chain(n, tokens, rows, swap_is_baby, HOIST);
-        let giant = |swap| (0..n / 2 / tokens / rows).map(move |g| Turn { swap, steps: g * rows * tokens });
+        turns.chain(n, tokens, babies, swap == Swap::Baby, HOIST);
+        let giant = |swap| (0..count / babies).map(move |g| Turn { swap, steps: g * babies * tokens });
         turns.giants = giant(false).collect();
-        if !swap_is_baby {
+        if swap == Swap::Giant {
             turns.giants.extend(giant(true));
         }
         turns
@@ -160,12 +179,14 @@ mod tests {
     fn hoists_give_the_turns_that_they_say() {
         let n = 256;
         for turns in [
-            Turns::plain(n, 2),
-            Turns::plain(n, 1),
-            Turns::plain(n, 128),
-            Turns::baby_giant(n, 2, 8, true),
-            Turns::baby_giant(n, 2, 64, false),
-            Turns::baby_giant(n, 4, 1, false),
+            Turns::plain(n, 2, 64, true),
+            Turns::plain(n, 1, 128, true),
+            Turns::plain(n, 128, 1, true),
+            Turns::plain(n, 4, 8, false),
+            Turns::baby_giant(n, 2, 64, 8, Swap::Baby),
+            Turns::baby_giant(n, 2, 64, 64, Swap::Giant),
+            Turns::baby_giant(n, 4, 32, 1, Swap::Giant),
+            Turns::baby_giant(n, 4, 16, 4, Swap::Never),
             Turns::differences(n, 20, 40),
             Turns::differences(n, 128, 128),
             Turns::differences(n, 1, 1),
@@ -199,9 +220,9 @@ mod tests {
     #[test]
     fn counts_of_turns() {
         // 128 tokens at N = 8192.
-        let plain = Turns::plain(8192, 128);
+        let plain = Turns::plain(8192, 128, 32, true);
         assert_eq!((plain.babies.len(), plain.hoists.len(), plain.count()), (64, 1, 64));
-        let steps = Turns::baby_giant(8192, 128, 4, true);
+        let steps = Turns::baby_giant(8192, 128, 32, 4, Swap::Baby);
         assert_eq!((steps.babies.len(), steps.giants.len(), steps.elements(8192).len()), (8, 8, 14));
         let first = Turns::differences(8192, 768, 768);
         assert_eq!((first.count(), first.giants.len(), first.elements(8192).len()), (1535, 1, 32));
