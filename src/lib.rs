@@ -51,3 +51,5 @@ pub mod packing;
 pub mod protocol;
 #[cfg(feature = "protocol")]
 pub mod report;
+#[cfg(any(feature = "protocol", test))]
+pub mod thex;

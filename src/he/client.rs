@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::{
-    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, Response, ResponsePlan, Result, SecretKey,
+    BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, RelinearisationKey, Response, ResponsePlan, Result,
+    SecretKey,
     encode::Encoder,
     keys::{Domain, small_residue, uniform_half},
     wire,
@@ -105,7 +106,6 @@ impl HeClient {
             return Err(HeError::shape("encrypt", "a coefficient is not reduced modulo t"));
         }
         let count = messages.len() / n;
-        let first_counter = self.counter.fetch_add(count as u64, Ordering::Relaxed);
         let encoder = Encoder::new(params.data(), t);
         let forks: Vec<SecureRng> = (0..count).map(|_| rng.fork()).collect();
         // Error and message together, coefficient domain.
@@ -121,7 +121,17 @@ impl HeClient {
                 }
             }
         });
-        let transformed = self.ctx.ntt_forward(&self.ctx.backend().upload(&words)?, Shape { polys: count, limbs })?;
+        self.encrypt_words(limbs, &words)
+    }
+
+    /// Encrypts polynomials `[count][limbs][N]` modulo the first `limbs` primes (coefficient domain) that already contain the
+    /// error.
+    pub(super) fn encrypt_words(&self, limbs: usize, words: &[u32]) -> Result<SeededCiphertexts> {
+        let params = &self.ctx.params().at_level(limbs)?;
+        let n = params.n();
+        let count = words.len() / (limbs * n);
+        let first_counter = self.counter.fetch_add(count as u64, Ordering::Relaxed);
+        let transformed = self.ctx.ntt_forward(&self.ctx.backend().upload(words)?, Shape { polys: count, limbs })?;
         let mut c0 = self.ctx.backend().download(&transformed)?;
         c0.par_chunks_mut(limbs * n).enumerate().try_for_each(|(k, c0)| {
             let mut a = vec![0; limbs * n];
@@ -136,6 +146,37 @@ impl HeClient {
         })?;
         self.ctx.count(|c| &c.encrypted, count);
         Ok(SeededCiphertexts { seed: self.seed, first_counter, count, c0 })
+    }
+
+    /// `c0 + c1 s` of ciphertexts `[count][2][limbs][N]` in the NTT domain: `[count][limbs][N]`, coefficient domain.
+    pub(super) fn phase(&self, limbs: usize, words: &[u32]) -> Result<Zeroizing<Vec<u32>>> {
+        let params = self.ctx.params();
+        let n = params.n();
+        let count = words.len() / (2 * limbs * n);
+        let mut phase = Zeroizing::new(vec![0; count * limbs * n]);
+        phase.par_chunks_mut(limbs * n).zip(words.par_chunks(2 * limbs * n)).for_each(|(out, ciphertext)| {
+            let (c0, c1) = ciphertext.split_at(limbs * n);
+            for limb in 0..limbs {
+                let (p, s, at) = (params.ring().moduli()[limb], self.secret.limb(params, limb), limb * n);
+                for i in 0..n {
+                    out[at + i] = p.add(c0[at + i], p.mul(c1[at + i], s[i]));
+                }
+            }
+        });
+        let backend = self.ctx.backend();
+        let phase = self.ctx.ntt_inverse(&backend.upload(&phase)?, Shape { polys: count, limbs })?;
+        self.ctx.count(|c| &c.decrypted, count);
+        Ok(Zeroizing::new(backend.download(&phase)?))
+    }
+
+    /// The public seed of this client's uniform halves, which names it.
+    pub(super) fn seed(&self) -> [u8; 32] {
+        self.seed
+    }
+
+    /// The relinearisation key, under a seed of its own.
+    pub(super) fn relinearisation_key(&self, rng: &mut SecureRng) -> Result<RelinearisationKey> {
+        RelinearisationKey::generate(self.ctx.params(), &self.secret, rng.bytes32(), rng)
     }
 
     /// Decrypts a response: the messages modulo `t` at `positions[pack]` of every ciphertext, concatenated.

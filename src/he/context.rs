@@ -62,6 +62,21 @@ pub struct HeCounters {
     pub decrypted: u64,
 }
 
+impl HeCounters {
+    /// What was done since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            products: self.products - before.products,
+            scalar_products: self.scalar_products - before.scalar_products,
+            key_switches: self.key_switches - before.key_switches,
+            ntts: self.ntts - before.ntts,
+            encrypted: self.encrypted - before.encrypted,
+            responded: self.responded - before.responded,
+            decrypted: self.decrypted - before.decrypted,
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct AtomicCounters {
     pub products: AtomicU64,

@@ -93,6 +93,47 @@ pub enum HeError {
         /// The element `g` of `X -> X^g`.
         element: usize,
     },
+    /// Slots that a CKKS plaintext cannot hold.
+    #[error(
+        "slots cannot be encoded at the scale 2^{:.1}: they are not numbers, or too large; use a smaller scale or smaller values",
+        scale.log2()
+    )]
+    Unencodable {
+        /// Scale asked for.
+        scale: f64,
+    },
+    /// A CKKS ciphertext without room for the next step.
+    #[error(
+        "{operation}: the depth of the parameters is exhausted: {limbs} limbs hold 2^{available:.1} and 2^{needed:.1} is needed;          use a larger parameter set or refresh earlier"
+    )]
+    DepthExhausted {
+        /// What was asked for.
+        operation: &'static str,
+        /// Limbs that would be left.
+        limbs: usize,
+        /// `log2` of the largest message that fits them.
+        available: f64,
+        /// `log2` of the message at its scale.
+        needed: f64,
+    },
+    /// CKKS ciphertexts at scales that cannot be added.
+    #[error("ciphertexts at the scales 2^{:.6} and 2^{:.6} cannot be added; choose the plaintext's scale so that they meet",
+        left.log2(), right.log2())]
+    ScaleMismatch {
+        /// Scale of the first.
+        left: f64,
+        /// Scale of the second.
+        right: f64,
+    },
+    /// A ciphertext or key of another client.
+    #[error("{what} is of another secret key; use the keys and ciphertexts of one client")]
+    WrongKey {
+        /// What it is.
+        what: &'static str,
+    },
+    /// A product that cannot be made two parts again.
+    #[error("no relinearisation key; make one when the client generates its keys")]
+    MissingRelinearisationKey,
     /// The counter of uniform halves is used up.
     #[error("the encryption counter is used up; make a new key")]
     CounterExhausted,

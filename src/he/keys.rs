@@ -12,12 +12,13 @@ use crate::{
     engine::cpu::plain_ntt::Twiddles,
 };
 
-/// What a uniform polynomial is for; part of its stream's name, so that one seed serves all three.
+/// What a uniform polynomial is for; part of its stream's name, so that one seed serves all of them.
 #[derive(Clone, Copy)]
 pub(super) enum Domain {
     PublicKey = 1,
     Galois = 2,
     Ciphertext = 3,
+    Relinearisation = 4,
 }
 
 /// The uniform polynomial number `counter` of `seed`, NTT domain, `[limbs][N]` over the first `limbs` moduli.
@@ -171,14 +172,125 @@ impl PublicKey {
 
 /// Key-switching keys of automorphisms: those that output packing of blocks up to some width needs, `N / 2^j + 1`, or any others.
 ///
-/// Hybrid switching with one special prime `P` and one digit a limb: digit `i` encrypts `P g_i s(X^g)`, where `g_i` is 1
-/// modulo `p_i` and 0 modulo the others. Uniform halves are a seed.
+/// Hybrid switching (Han and Ki, CT-RSA 2020) with special primes of product `P` and as many limbs a digit: digit `i` encrypts
+/// `P g_i s(X^g)`, where `g_i` is 1 modulo the primes of the digit and 0 modulo the others. Uniform halves are a seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GaloisKeys {
     seed: [u8; 32],
     elements: Vec<usize>,
-    /// `[elements][digits][limbs + 1][N]`, NTT domain.
+    /// `[elements][digits][all limbs][N]`, NTT domain.
     c0: Vec<u32>,
+}
+
+/// The switching key from `s^2` to `s`, which makes a product of two ciphertexts one of two parts again. As [`GaloisKeys`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelinearisationKey {
+    seed: [u8; 32],
+    /// `[digits][all limbs][N]`, NTT domain.
+    c0: Vec<u32>,
+}
+
+/// Switching keys from the `sources` (NTT domain, all limbs) to `secret`, `[sources][digits][all limbs][N]`: the halves that are
+/// not uniform. The uniform half of digit `d` of source `k` is number `counter(k, d)` of `domain`.
+fn switching_keys(
+    params: &ParameterSet,
+    secret: &SecretKey,
+    sources: &[Zeroizing<Vec<u32>>],
+    (seed, domain): (&[u8; 32], Domain),
+    counter: impl Fn(usize, usize) -> u64 + Sync,
+    rng: &mut SecureRng,
+) -> Result<Vec<u32>> {
+    if params.specials().is_empty() {
+        return Err(HeError::shape("switching keys", format!("{} has no special prime", params.name())));
+    }
+    let (n, digits, moduli) = (params.n(), params.key_digits(), params.ring().moduli());
+    let all = moduli.len();
+    let tables = tables(params);
+    let special = |p: Modulus| params.specials().iter().fold(1, |acc, q| p.mul(acc, p.reduce(q.value() as u64)));
+    let forks: Vec<SecureRng> = (0..sources.len() * digits).map(|_| rng.fork()).collect();
+    let mut c0 = vec![0; sources.len() * digits * all * n];
+    c0.par_chunks_mut(all * n).zip(forks).enumerate().try_for_each(|(k, (out, mut rng))| {
+        let (source, digit) = (k / digits, k % digits);
+        let mut a = vec![0; all * n];
+        uniform_half(params, seed, domain, counter(source, digit), all, &mut a)?;
+        let mut e = Zeroizing::new(vec![0; n]);
+        sample::centred_binomial(&mut rng, &mut e);
+        transform_into(&tables, &e, out);
+        for (limb, out) in out.chunks_mut(n).enumerate() {
+            let p = moduli[limb];
+            // P g_i: P modulo the primes of the digit, else 0.
+            let inside = limb < params.key_limbs() && limb / params.digit_limbs() == digit;
+            let factor = if inside { special(p) } else { 0 };
+            for (i, out) in out.iter_mut().enumerate() {
+                let at = limb * n + i;
+                *out = p.sub(*out, p.mul(a[at], secret.ntt[at]));
+                *out = p.add(*out, p.mul(sources[source][at], factor));
+            }
+        }
+        Ok::<_, HeError>(())
+    })?;
+    Ok(c0)
+}
+
+/// Both halves of a switching key, `[digits][2][all limbs][N]`, from its `c0`.
+fn expand_key(
+    params: &ParameterSet,
+    c0: &[u32],
+    (seed, domain): (&[u8; 32], Domain),
+    counter: impl Fn(usize) -> u64 + Sync,
+) -> Result<Vec<u32>> {
+    let (digits, all) = (params.key_digits(), params.ring().moduli().len());
+    let poly = all * params.n();
+    let mut out = vec![0; digits * 2 * poly];
+    out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(digit, out)| {
+        let (half, a) = out.split_at_mut(poly);
+        half.copy_from_slice(&c0[digit * poly..][..poly]);
+        uniform_half(params, seed, domain, counter(digit), all, a)
+    })?;
+    Ok(out)
+}
+
+impl RelinearisationKey {
+    /// The relinearisation key of `secret`. `seed` is public and must not serve another key of this kind.
+    ///
+    /// # Errors
+    /// If the set has no special prime.
+    pub fn generate(params: &ParameterSet, secret: &SecretKey, seed: [u8; 32], rng: &mut SecureRng) -> Result<Self> {
+        let n = params.n();
+        let square = secret.ntt.iter().enumerate().map(|(i, &s)| params.ring().moduli()[i / n].mul(s, s));
+        let square = [Zeroizing::new(square.collect())];
+        let named = (&seed, Domain::Relinearisation);
+        let c0 = switching_keys(params, secret, &square, named, |_, digit| digit as u64, rng)?;
+        Ok(Self { seed, c0 })
+    }
+
+    /// Both halves, `[digits][2][all limbs][N]`.
+    pub(super) fn expand(&self, params: &ParameterSet) -> Result<Vec<u32>> {
+        expand_key(params, &self.c0, (&self.seed, Domain::Relinearisation), |digit| digit as u64)
+    }
+
+    /// Bytes on the wire.
+    pub fn byte_len(params: &ParameterSet) -> Option<usize> {
+        GaloisKeys::byte_len_for(params, 1)
+    }
+
+    /// 32 bytes of seed, then the other halves packed at the bits of a prime.
+    pub fn to_bytes(&self, params: &ParameterSet) -> Vec<u8> {
+        let mut out = self.seed.to_vec();
+        wire::write_residues(params, &self.c0, &mut out);
+        out
+    }
+
+    /// Reads what [`Self::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the length is not exactly right or a residue is not below its modulus.
+    pub fn from_bytes(params: &ParameterSet, mut bytes: &[u8]) -> Result<Self> {
+        const WHAT: &str = "relinearisation key";
+        let seed = wire::take_array(WHAT, &mut bytes)?;
+        let c0 = wire::read_residues(params, WHAT, bytes, params.key_digits(), params.ring().moduli().len())?;
+        Ok(Self { seed, c0 })
+    }
 }
 
 impl GaloisKeys {
@@ -216,32 +328,10 @@ impl GaloisKeys {
         rng: &mut SecureRng,
     ) -> Result<Self> {
         check_elements(params, elements)?;
-        let Some(special) = params.special() else {
-            return Err(HeError::shape("Galois keys", format!("{} has no special prime", params.name())));
-        };
-        let (n, digits, moduli) = (params.n(), params.key_limbs(), params.ring().moduli());
         let elements = elements.to_vec();
-        let all = moduli.len();
-        let tables = tables(params);
         let rotated: Vec<_> = elements.iter().map(|&g| transform(params, &automorphism(&secret.ternary, g))).collect();
-        let forks: Vec<SecureRng> = (0..elements.len() * digits).map(|_| rng.fork()).collect();
-        let mut c0 = vec![0; elements.len() * digits * all * n];
-        c0.par_chunks_mut(all * n).zip(forks).enumerate().try_for_each(|(k, (out, mut rng))| {
-            let (element, digit) = (k / digits, k % digits);
-            let mut a = vec![0; all * n];
-            uniform_half(params, &seed, Domain::Galois, galois_counter(elements[element], digit), all, &mut a)?;
-            let mut e = Zeroizing::new(vec![0; n]);
-            sample::centred_binomial(&mut rng, &mut e);
-            transform_into(&tables, &e, out);
-            for (i, out) in out.iter_mut().enumerate() {
-                let p = moduli[i / n];
-                *out = p.sub(*out, p.mul(a[i], secret.ntt[i]));
-                if i / n == digit {
-                    *out = p.add(*out, p.mul(rotated[element][i], p.reduce(special.value() as u64)));
-                }
-            }
-            Ok::<_, HeError>(())
-        })?;
+        let counter = |element: usize, digit| galois_counter(elements[element], digit);
+        let c0 = switching_keys(params, secret, &rotated, (&seed, Domain::Galois), counter, rng)?;
         Ok(Self { seed, elements, c0 })
     }
 
@@ -256,17 +346,11 @@ impl GaloisKeys {
         1 << needed.iter().take_while(|element| self.elements.contains(element)).count()
     }
 
-    /// The key of element number `index`, `[digits][2][limbs + 1][N]`.
+    /// The key of element number `index`, `[digits][2][all limbs][N]`.
     pub(super) fn expand(&self, params: &ParameterSet, index: usize) -> Result<Vec<u32>> {
-        let (digits, poly) = (params.key_limbs(), params.ring().moduli().len() * params.n());
-        let mut out = vec![0; digits * 2 * poly];
-        out.par_chunks_mut(2 * poly).enumerate().try_for_each(|(digit, out)| {
-            let (c0, a) = out.split_at_mut(poly);
-            c0.copy_from_slice(&self.c0[(index * digits + digit) * poly..][..poly]);
-            let counter = galois_counter(self.elements[index], digit);
-            uniform_half(params, &self.seed, Domain::Galois, counter, params.ring().moduli().len(), a)
-        })?;
-        Ok(out)
+        let words = params.key_digits() * params.ring().moduli().len() * params.n();
+        let counter = |digit| galois_counter(self.elements[index], digit);
+        expand_key(params, &self.c0[index * words..][..words], (&self.seed, Domain::Galois), counter)
     }
 
     /// Bytes of the keys for blocks up to `block`.
@@ -276,7 +360,7 @@ impl GaloisKeys {
 
     /// Bytes of the keys of `elements` elements.
     pub fn byte_len_for(params: &ParameterSet, elements: usize) -> Option<usize> {
-        let polys = elements.checked_mul(params.key_limbs())?;
+        let polys = elements.checked_mul(params.key_digits())?;
         wire::residues_len(params, polys, params.ring().moduli().len()).map(|len| len + 32)
     }
 
@@ -304,7 +388,7 @@ impl GaloisKeys {
         const WHAT: &str = "switching keys";
         check_elements(params, elements)?;
         let seed = wire::take_array(WHAT, &mut bytes)?;
-        let polys = elements.len() * params.key_limbs();
+        let polys = elements.len() * params.key_digits();
         let c0 = wire::read_residues(params, WHAT, bytes, polys, params.ring().moduli().len())?;
         Ok(Self { seed, elements: elements.to_vec(), c0 })
     }

@@ -1,4 +1,4 @@
-//! BFV on the engine: parameters, keys, encryption, evaluation, noise accounting, wire form.
+//! BFV on the engine: parameters, keys, encryption, evaluation, noise accounting, wire form; [`ckks`] has CKKS on the same keys.
 //!
 //! A ciphertext is `(c0, c1)` with `c0 + c1 s = round(q m / t) + noise`. The client holds a [`HeClient`], the server an
 //! [`HeServer`] built from the client's [`PublicKey`] and [`GaloisKeys`]; both share a [`BfvContext`].
@@ -6,6 +6,7 @@
 //! What the server returns is re-randomised, flooded and cut by the three steps of [`HeServer::respond`]: no other path gives
 //! a ciphertext a wire form on its way back.
 
+pub mod ckks;
 mod client;
 mod context;
 mod encode;
@@ -22,7 +23,7 @@ mod wire;
 pub use client::{HeClient, SeededCiphertexts};
 pub use context::{BfvContext, HeCounters};
 pub use error::HeError;
-pub use keys::{GaloisKeys, PublicKey, SecretKey};
+pub use keys::{GaloisKeys, PublicKey, RelinearisationKey, SecretKey};
 pub use noise::{FLOOD_BITS, NoiseBound, ResponsePlan, TAIL};
 pub use params::{
     COLUMN_4096, COLUMN_8192, MATMUL_8192, MATMUL_16384, PARAMETER_SPECS, ParameterSet, ParameterSpec, standard_log_q,

@@ -7,7 +7,7 @@
 
 use super::{HeError, ParameterSet};
 use crate::arith::{
-    ShareModulus,
+    Modulus, ShareModulus,
     crt::CrtBasis,
     sample::{ERROR_VARIANCE, GAUSSIAN_TAIL, MAX_DEVIATION_LOG2},
 };
@@ -58,12 +58,16 @@ impl NoiseBound {
         Self { variance: self.variance + other.variance, offset: self.offset + other.offset }
     }
 
-    /// One key switch at the full modulus: digits below `p_i` times errors over the special prime, then its rounding.
+    /// One key switch at the full modulus: digits times errors over the special primes, then their rounding.
     pub fn key_switch(params: &ParameterSet) -> Self {
-        let Some(special) = params.special() else { return Self::zero() };
+        if params.specials().is_empty() {
+            return Self::zero();
+        }
         let n = params.n() as f64;
-        let digits: f64 =
-            params.data().moduli().iter().map(|p| (p.value() as f64 / special.value() as f64).powi(2)).sum();
+        let product = |moduli: &[Modulus]| moduli.iter().map(|p| p.value() as f64).product::<f64>();
+        let special = product(params.specials());
+        let digits = params.data().moduli().chunks(params.digit_limbs());
+        let digits: f64 = digits.map(|digit| (product(digit) / special).powi(2)).sum();
         Self { variance: digits * n * ERROR_VARIANCE, offset: 0.0 }.plus(&Self::rounding(params.n()))
     }
 

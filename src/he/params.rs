@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{HeError, NoiseBound, ResponsePlan};
 use crate::{
     arith::{Modulus, ShareModulus, crt::CrtBasis, primes::ntt_primes},
-    engine::RnsRing,
+    engine::{KeySwitchShape, RnsRing},
 };
 
 /// The numbers of a parameter set. A [`ParameterSet`] is what has been checked.
@@ -19,8 +19,13 @@ pub struct ParameterSpec {
     pub prime_bits: u32,
     /// Primes of the ciphertext modulus q.
     pub data_limbs: usize,
-    /// Special primes of key switching: 0 or 1.
+    /// Special primes of key switching, and data primes of a digit: 0 (no key switch) to [`ParameterSpec::MAX_SPECIAL`].
     pub special_limbs: usize,
+}
+
+impl ParameterSpec {
+    /// Most special primes.
+    pub const MAX_SPECIAL: usize = 4;
 }
 
 /// Batch-column linear layers, no key switch: 4 x 27 bits.
@@ -39,7 +44,7 @@ pub const MATMUL_8192: ParameterSpec =
 pub const MATMUL_16384: ParameterSpec =
     ParameterSpec { name: "matmul-16384", n: 16384, prime_bits: 30, data_limbs: 9, special_limbs: 1 };
 
-/// All named sets.
+/// All named sets of BFV; [`super::ckks::CKKS_SPECS`] are those of CKKS.
 pub const PARAMETER_SPECS: [ParameterSpec; 4] = [COLUMN_4096, COLUMN_8192, MATMUL_8192, MATMUL_16384];
 
 /// Largest `log2` of all moduli together for 128-bit classical security with a ternary secret: the table of the
@@ -65,20 +70,30 @@ pub struct ParameterSet {
 }
 
 impl ParameterSet {
-    /// Builds the set: the largest primes of its width, the special one last.
+    /// Builds the set: the largest primes of its width, the special ones last.
     ///
     /// # Errors
     /// [`HeError::Security`] if the moduli exceed the standard table, [`HeError::Primes`] if there are not enough primes.
     pub fn new(spec: ParameterSpec) -> Result<Self, HeError> {
+        Self::build(spec, true)
+    }
+
+    /// A set of a small ring, whatever its security: for tests.
+    #[cfg(test)]
+    pub(crate) fn insecure(spec: ParameterSpec) -> Result<Self, HeError> {
+        Self::build(spec, false)
+    }
+
+    fn build(spec: ParameterSpec, check: bool) -> Result<Self, HeError> {
         let ParameterSpec { name, n, prime_bits: bits, data_limbs, special_limbs } = spec;
         let no_primes = HeError::Primes { name, count: data_limbs + special_limbs, bits, modulus: 2 * n };
-        if data_limbs == 0 || special_limbs > 1 {
+        if data_limbs == 0 || special_limbs > ParameterSpec::MAX_SPECIAL {
             return Err(no_primes);
         }
         let primes = ntt_primes(bits, n, data_limbs + special_limbs).ok_or(no_primes)?;
         let log_q: f64 = primes.iter().map(|&p| (p as f64).log2()).sum();
         let allowed = standard_log_q(n).unwrap_or(0);
-        if log_q > allowed as f64 {
+        if check && log_q > allowed as f64 {
             return Err(HeError::Security { name, n, log_q, allowed });
         }
         let ring = Arc::new(RnsRing::new(n, &primes)?);
@@ -119,9 +134,24 @@ impl ParameterSet {
         Ok(Self { spec: self.spec, ring: self.ring.clone(), data: CrtBasis::new(&self.ring.moduli()[..limbs]) })
     }
 
-    /// Limbs of the whole set's ciphertexts, and digits of a switching key.
+    /// Limbs of the whole set's ciphertexts.
     pub fn key_limbs(&self) -> usize {
         self.spec.data_limbs
+    }
+
+    /// Data limbs of a digit of key switching: as many as there are special primes.
+    pub fn digit_limbs(&self) -> usize {
+        self.spec.special_limbs.max(1)
+    }
+
+    /// Digits of a switching key.
+    pub fn key_digits(&self) -> usize {
+        self.key_limbs().div_ceil(self.digit_limbs())
+    }
+
+    /// The sizes of a key switch of `polys` polynomials or ciphertexts of `limbs` limbs.
+    pub(crate) fn key_switch_shape(&self, polys: usize, limbs: usize) -> KeySwitchShape {
+        KeySwitchShape { polys, limbs, special: self.spec.special_limbs, digit_limbs: self.digit_limbs() }
     }
 
     /// Bits that a residue takes on the wire.
@@ -129,7 +159,7 @@ impl ParameterSet {
         self.spec.prime_bits
     }
 
-    /// The ring, the special prime last where there is one.
+    /// The ring, special primes last.
     pub fn ring(&self) -> &Arc<RnsRing> {
         &self.ring
     }
@@ -139,9 +169,14 @@ impl ParameterSet {
         &self.data
     }
 
-    /// The special prime of key switching.
+    /// The special primes of key switching.
+    pub fn specials(&self) -> &[Modulus] {
+        &self.ring.moduli()[self.spec.data_limbs..]
+    }
+
+    /// The first special prime, if there is one.
     pub fn special(&self) -> Option<Modulus> {
-        self.ring.moduli().get(self.spec.data_limbs).copied()
+        self.specials().first().copied()
     }
 
     /// Whether messages modulo `t` can be scaled to q: t must have an inverse modulo q.

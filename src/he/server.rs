@@ -15,7 +15,7 @@ use crate::{
         ShareModulus,
         sample::{self, SecureRng},
     },
-    engine::{Buffer, Coeff, ExpandShape, GemmShape, KeySwitchShape, MatmulShape, Ntt, Poly, Rotation, Shape},
+    engine::{Buffer, Coeff, ExpandShape, GemmShape, MatmulShape, Ntt, Poly, Rotation, Shape},
 };
 
 /// What a server needs of one client: its public key and its switching keys, on the device. Clones share them.
@@ -160,7 +160,7 @@ impl HeServer {
             let shape = Shape { polys: half * 2, limbs };
             let (sum, difference) = backend.pack_step(ring, &x, Shape { polys: half * 4, limbs }, block / h)?;
             let rotations: Vec<_> = (0..half).map(|input| Rotation { input, element, key }).collect();
-            let shape_of_keys = KeySwitchShape { limbs, ..KeySwitchShape::full(ring, half) };
+            let shape_of_keys = params.key_switch_shape(half, limbs);
             let rotated = backend.rotate(ring, &difference, shape_of_keys, &self.galois_keys, &rotations)?;
             ctx.count(|c| &c.key_switches, half);
             ctx.count(|c| &c.ntts, half * (limbs + 1) * (limbs + 2));
@@ -200,7 +200,7 @@ impl HeServer {
             None => Err(HeError::MissingRotationKey { element }),
         };
         let batch = rotations.iter().map(key).collect::<Result<Vec<_>>>()?;
-        let key_shape = KeySwitchShape { limbs, ..KeySwitchShape::full(ring, shape.polys / 2) };
+        let key_shape = ctx.params().key_switch_shape(shape.polys / 2, limbs);
         let rotated = ctx.backend().rotate(ring, x.buffer(), key_shape, &self.galois_keys, &batch)?;
         ctx.count(|c| &c.key_switches, batch.len());
         ctx.count(|c| &c.ntts, (shape.polys / 2 * limbs + batch.len() * 2) * (limbs + 1));
