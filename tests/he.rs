@@ -243,20 +243,20 @@ fn decoders_refuse_wrong_bytes() {
         }
         assert!(!read(&[good.clone(), vec![0]].concat()), "{name} with a byte more");
         assert!(!read(&[good.clone(), good.clone()].concat()), "{name} twice");
-        // A residue of 2^30 - 1, above every modulus.
+        // A residue of 2^30 - 1, above every modulus, or the high bits of a number above their product.
         let mut large = good.clone();
-        large[header..header + 4].fill(0xff);
+        large[header..header + 8].fill(0xff);
         assert!(!read(&large), "{name} with a residue out of range");
         let mut large = good;
         let end = large.len();
-        large[end - 4..].fill(0xff);
+        large[end - 8..].fill(0xff);
         assert!(!read(&large), "{name} with a last residue out of range");
     };
     let (p, g) = (client.public_key(&mut rng).unwrap(), client.galois_keys(2, &mut rng).unwrap());
     refuses("public key", p.to_bytes(&params), 32, &|b| PublicKey::from_bytes(&params, b).is_ok());
     refuses("galois keys", g.to_bytes(&params), 32, &|b| GaloisKeys::from_bytes(&params, 2, b).is_ok());
     refuses("matrix", x.to_bytes(&params), 40, &|b| EncryptedMatrix::from_bytes(&params, &layout, b).is_ok());
-    let kept = packing.response_len() - params.n() * packing.response_plan().limbs * 30 / 8;
+    let kept = packing.response_len() - params.n() * packing.response_plan().c1.kept_bits as usize / 8;
     refuses("response", packing.write_response(&params, &response), kept, &|b| {
         packing.read_response(&params, b).is_ok()
     });

@@ -11,7 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{
     BfvContext, GaloisKeys, HeError, ParameterSet, PublicKey, RelinearisationKey, Response, ResponsePlan, Result,
     SecretKey,
-    encode::Encoder,
+    encode::{Encoder, WideReducer},
     keys::{Domain, small_residue, uniform_half},
     wire,
 };
@@ -192,11 +192,18 @@ impl HeClient {
     ) -> Result<Vec<u64>> {
         let params = self.ctx.params();
         let (n, limbs, packs) = (params.n(), plan.limbs, positions.len());
-        response.check(params, plan, positions)?;
+        response.check(params, positions)?;
         let basis = CrtBasis::new(&params.data().moduli()[..limbs]);
         let shape = Shape { polys: packs, limbs };
         let backend = self.ctx.backend();
-        let c1 = self.ctx.ntt_forward(&backend.upload(&response.c1)?, shape)?;
+        let mut c1 = vec![0; packs * limbs * n];
+        c1.par_chunks_mut(n).enumerate().for_each(|(row, out)| {
+            let reducer = WideReducer::new(basis.moduli()[row % limbs]);
+            for (out, &x) in out.iter_mut().zip(&response.c1[row / limbs * n..]) {
+                *out = reducer.reduce(plan.c1.restore(x) as i128);
+            }
+        });
+        let c1 = self.ctx.ntt_forward(&backend.upload(&c1)?, shape)?;
         let mut product = backend.download(&c1)?;
         product.par_chunks_mut(n).enumerate().for_each(|(row, x)| {
             let p = basis.moduli()[row % limbs];
@@ -212,7 +219,7 @@ impl HeClient {
         let mut out = Vec::with_capacity(response.c0.len());
         for (pack, positions) in positions.iter().enumerate() {
             for (&at, &high) in positions.iter().zip(c0.by_ref()) {
-                let c0 = plan.restore(high);
+                let c0 = plan.c0.restore(high);
                 out.push(basis.scale(t, |limb| {
                     let p = basis.moduli()[limb];
                     let c0 = (c0 % p.value() as u128) as u32;

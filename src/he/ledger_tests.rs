@@ -254,12 +254,15 @@ fn blinding_switching_and_truncation() {
         let noise = bench.noise(plan.limbs, &words, message);
         noise.obeys(&plan.own.flooded().switched(n, dropped));
 
-        for i in 0..n {
-            let c0 = basis.lift(|limb| words[limb * n + i]) >> plan.dropped_bits;
-            for (limb, p) in basis.moduli().iter().enumerate() {
-                words[limb * n + i] = (plan.restore(c0) % p.value() as u128) as u32;
+        for (part, cut) in words.chunks_mut(plan.limbs * n).zip([plan.c0, plan.c1]) {
+            for i in 0..n {
+                let x = cut.restore(cut.cut(basis.lift(|limb| part[limb * n + i])));
+                for (limb, p) in basis.moduli().iter().enumerate() {
+                    part[limb * n + i] = (x % p.value() as u128) as u32;
+                }
             }
         }
+        assert!(plan.c0.kept_bits <= bits + 3 && plan.c1.kept_bits <= bits + 14, "{plan:?}");
         let noise = bench.noise(plan.limbs, &words, message);
         noise.obeys(&plan.received);
         assert!(plan.received.log2() < basis.log2() - bits as f64 - 1.0);

@@ -28,7 +28,7 @@ pub use noise::{FLOOD_BITS, NoiseBound, ResponsePlan, TAIL};
 pub use params::{
     COLUMN_4096, COLUMN_8192, MATMUL_8192, MATMUL_16384, PARAMETER_SPECS, ParameterSet, ParameterSpec, standard_log_q,
 };
-pub use response::Response;
+pub use response::{Cut, Response};
 pub(crate) use server::Domain;
 pub use server::HeServer;
 

@@ -5,7 +5,7 @@
 //! [`TAIL`] deviations plus a deterministic part and fails for some coefficient of a ciphertext with probability below
 //! `2 N exp(-TAIL^2 / 2) < 2^-43`.
 
-use super::{HeError, ParameterSet};
+use super::{Cut, HeError, ParameterSet};
 use crate::arith::{
     Modulus, ShareModulus,
     crt::CrtBasis,
@@ -126,6 +126,12 @@ impl NoiseBound {
         Self { offset: self.offset + half, ..*self }
     }
 
+    /// The same of c1, whose N errors meet a ternary secret.
+    pub fn c1_truncated(&self, n: usize, bits: u32) -> Self {
+        let half = if bits == 0 { 0.0 } else { 2f64.powi(bits as i32 - 1) };
+        Self { variance: self.variance + n as f64 * half * half, ..*self }
+    }
+
     /// Rounding both parts of a ciphertext to integers: 1/2 in c0, and N roundings times a ternary secret.
     fn rounding(n: usize) -> Self {
         Self { variance: n as f64 / 4.0, offset: 0.5 }
@@ -138,10 +144,10 @@ impl NoiseBound {
 pub struct ResponsePlan {
     /// Limbs that remain, at most [`CrtBasis::MAX_LIFT`].
     pub limbs: usize,
-    /// Low bits of c0 that are not sent.
-    pub dropped_bits: u32,
-    /// Bits of a coefficient of c0 that are sent.
-    pub c0_bits: u32,
+    /// What is sent of coefficients of c0.
+    pub c0: Cut,
+    /// And of c1.
+    pub c1: Cut,
     /// Deviation of the flooding noise.
     pub flood_deviation: f64,
     /// Noise that is flooded: the ciphertext's own, with re-randomisation.
@@ -178,11 +184,15 @@ impl ResponsePlan {
             if room <= 0.0 {
                 continue;
             }
-            // Dropping b bits costs 2^(b-1).
-            let dropped_bits = (room.log2().floor().max(-1.0) + 1.0) as u32;
-            let received = switched.truncated(dropped_bits);
-            let c0_bits = (basis.log2().ceil() as u32).saturating_sub(dropped_bits);
-            return Ok(Self { limbs, dropped_bits, c0_bits, flood_deviation: own.flood_deviation(), own, received, n });
+            // Dropping b bits costs 2^(b-1) in c0, and the deviation of a sum of N of these in c1: which gets a quarter of the room, so
+            // that less than half a bit is lost in c0.
+            let bits = basis.log2().ceil() as u32;
+            let most = |room: f64| (room.log2().floor().max(-1.0) + 1.0) as u32;
+            let c1 = Cut::new(bits, most(room / 4.0 / (TAIL * (n as f64).sqrt())));
+            let switched = switched.c1_truncated(n, c1.dropped_bits);
+            let c0 = Cut::new(bits, most(budget(basis.log2()).exp2() - switched.bound()));
+            let received = switched.truncated(c0.dropped_bits);
+            return Ok(Self { limbs, c0, c1, flood_deviation: own.flood_deviation(), own, received, n });
         }
         Err(too_wide())
     }
