@@ -37,6 +37,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "finetune")]
+pub mod approx;
 pub mod arith;
 pub mod engine;
 pub mod he;

@@ -6,6 +6,9 @@
 //! | `BertForTokenClassification` | classifier of every token | a label a token |
 //! | `modules.json` | mean or `[CLS]`, dense layers, normalisation | embedding, or label if the configuration names as many |
 //! | plain `BertModel` | pooler of `[CLS]` | embedding |
+//!
+//! An approximated encoder has `heliostat.approximation` in `config.json`, the estimators' tensors in its layers
+//! (`attention.self.estimator.hidden` and `.output`), and the factors and summands of affine maps under the names of LayerNorm.
 
 use std::path::Path;
 
@@ -54,6 +57,34 @@ pub struct EncoderLayer {
     pub down: Linear,
     /// After the feed-forward's residual.
     pub output_norm: Norm,
+    /// What stands for the reciprocal of softmax, of an approximated model. Its norms are then affine maps.
+    pub estimator: Option<Estimator>,
+}
+
+/// A perceptron of one hidden layer from a number to a number, `sum_m output_m ReLU(hidden_m x + hidden_bias_m) + output_bias`:
+/// the softmax estimator's reciprocal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Estimator {
+    /// Weights of the hidden layer.
+    pub hidden: Vec<f32>,
+    /// Its biases.
+    pub hidden_bias: Vec<f32>,
+    /// Weights of the output.
+    pub output: Vec<f32>,
+    /// Its bias.
+    pub output_bias: f32,
+}
+
+impl Estimator {
+    /// Most hidden units.
+    pub const MAX_HIDDEN: usize = 1024;
+
+    /// The perceptron's value.
+    pub fn value(&self, x: f64) -> f64 {
+        let units = self.hidden.iter().zip(&self.hidden_bias).zip(&self.output);
+        let sum: f64 = units.map(|((&w, &b), &o)| f64::from(o) * (f64::from(w) * x + f64::from(b)).max(0.0)).sum();
+        sum + f64::from(self.output_bias)
+    }
 }
 
 /// A dense layer of the head.
@@ -159,12 +190,13 @@ impl Checkpoint {
                 }
             }
             (None, "BertForSequenceClassification") => {
-                let pooler = pooler.unwrap_or_else(|| Err(missing("bert.pooler.dense.weight")))?;
                 let classifier = tensors.linear("classifier", config.hidden, labels.len(), true)?;
-                let head = vec![
-                    HeadLayer { linear: pooler, activation: DenseActivation::Tanh },
-                    HeadLayer { linear: classifier, activation: DenseActivation::Identity },
-                ];
+                let mut head = Vec::new();
+                if !config.drops_pooler {
+                    let pooler = pooler.unwrap_or_else(|| Err(missing("bert.pooler.dense.weight")))?;
+                    head.push(HeadLayer { linear: pooler, activation: DenseActivation::Tanh });
+                }
+                head.push(HeadLayer { linear: classifier, activation: DenseActivation::Identity });
                 let kind = if config.regression { OutputKind::Regression } else { OutputKind::Classification };
                 (Pooling::First, head, kind, labels)
             }
@@ -223,6 +255,7 @@ fn embedding(tensors: &Tensors, config: &Config) -> Result<EmbeddingBlock, Model
         bias: norm.bias,
         epsilon: config.epsilon,
         pad_id: config.pad_id,
+        affine: config.approximation.is_some(),
     };
     if !block.is_consistent() {
         return Err(ModelError::Unsupported {
@@ -245,6 +278,23 @@ fn layer(tensors: &Tensors, config: &Config, i: usize) -> Result<EncoderLayer, M
         up: linear("intermediate.dense", d, f)?,
         down: linear("output.dense", f, d)?,
         output_norm: tensors.norm(&name("output.LayerNorm"), d)?,
+        estimator: config.approximation.as_ref().map(|_| estimator(tensors, i)).transpose()?,
+    })
+}
+
+fn estimator(tensors: &Tensors, i: usize) -> Result<Estimator, ModelError> {
+    let name = |part: &str| format!("encoder.layer.{i}.attention.self.estimator.{part}");
+    let hidden = name("hidden.weight");
+    let h = tensors.shape(&hidden)?.first().copied().unwrap_or(0);
+    if !(1..=Estimator::MAX_HIDDEN).contains(&h) {
+        let reason = format!("{h} hidden units are outside 1 to {}", Estimator::MAX_HIDDEN);
+        return Err(ModelError::Tensor { name: hidden, reason });
+    }
+    Ok(Estimator {
+        hidden: tensors.get(&hidden, &[h, 1])?,
+        hidden_bias: tensors.get(&name("hidden.bias"), &[h])?,
+        output: tensors.get(&name("output.weight"), &[1, h])?,
+        output_bias: tensors.get(&name("output.bias"), &[1])?[0],
     })
 }
 

@@ -39,6 +39,65 @@ pub struct Config {
     pub architecture: String,
     /// Whether the outputs are values, not logits.
     pub regression: bool,
+    /// What the encoder computes instead of softmax and LayerNorm, if it was approximated.
+    pub approximation: Option<Approximation>,
+    /// Whether the head reads `[CLS]` without the pooler's dense layer and tanh.
+    pub drops_pooler: bool,
+}
+
+/// An encoder of additions, multiplications and ReLU: attention by the softmax estimator, affine maps in the places of
+/// LayerNorm (T. Chen et al., THE-X, Findings of ACL 2022). Ranges are those of training, one a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Approximation {
+    /// Attention scores, after the division by the root of the head's size.
+    pub score_range: Vec<[f64; 2]>,
+    /// Sums of a row's numerators, which the estimator's perceptron reads.
+    pub sum_range: Vec<[f64; 2]>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHeliostat {
+    approximation: Option<RawApproximation>,
+    pooler: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApproximation {
+    version: u32,
+    softmax: String,
+    layer_norm: String,
+    score_range: Vec<[f64; 2]>,
+    sum_range: Vec<[f64; 2]>,
+}
+
+impl Approximation {
+    /// The only version of the form.
+    pub const VERSION: u32 = 1;
+
+    fn check(raw: RawApproximation, layers: usize, activation: Activation) -> Result<Self, ModelError> {
+        let RawApproximation { version, softmax, layer_norm, score_range, sum_range } = raw;
+        if version != Self::VERSION {
+            return unsupported(format!(
+                "heliostat.approximation has version {version}, only {} is read",
+                Self::VERSION
+            ));
+        }
+        if (softmax.as_str(), layer_norm.as_str()) != ("estimator", "affine") || activation != Activation::Relu {
+            return unsupported(format!(
+                "the approximation has softmax {softmax:?}, layer_norm {layer_norm:?} and hidden_act {activation:?}; only \
+                 \"estimator\", \"affine\" and \"relu\" are run together"
+            ));
+        }
+        for (name, ranges) in [("score_range", &score_range), ("sum_range", &sum_range)] {
+            let sound = ranges.iter().all(|[low, high]| low.is_finite() && high.is_finite() && low < high);
+            if ranges.len() != layers || !sound {
+                return unsupported(format!("heliostat.approximation.{name} is not {layers} ranges of finite numbers"));
+            }
+        }
+        Ok(Self { score_range, sum_range })
+    }
 }
 
 #[derive(Deserialize)]
@@ -63,6 +122,7 @@ struct RawConfig {
     problem_type: Option<String>,
     num_labels: Option<usize>,
     id2label: Option<BTreeMap<String, String>>,
+    heliostat: Option<RawHeliostat>,
 }
 
 /// Parses a JSON file of the model folder.
@@ -142,6 +202,14 @@ impl Config {
             Some("regression") => true,
             Some(other) => return unsupported(format!("problem_type is {other:?}")),
         };
+        let (approximation, pooler) = raw.heliostat.map_or((None, None), |h| (h.approximation, h.pooler));
+        let approximation =
+            approximation.map(|a| Approximation::check(a, raw.num_hidden_layers, activation)).transpose()?;
+        let drops_pooler = match pooler.as_deref() {
+            None => false,
+            Some("none") => true,
+            Some(other) => return unsupported(format!("heliostat.pooler is {other:?}, only \"none\" is")),
+        };
         Ok(Self {
             hidden: raw.hidden_size,
             layers: raw.num_hidden_layers,
@@ -157,6 +225,8 @@ impl Config {
             label_count,
             architecture,
             regression,
+            approximation,
+            drops_pooler,
         })
     }
 }

@@ -104,6 +104,8 @@ pub struct EmbeddingBlock {
     pub epsilon: f64,
     /// Token id of padding.
     pub pad_id: u32,
+    /// Whether `sum * gain + bias` stands in for the LayerNorm, as in an approximated model.
+    pub affine: bool,
 }
 
 impl EmbeddingBlock {
@@ -148,6 +150,10 @@ impl EmbeddingBlock {
                 .row(kind as usize)
                 .ok_or_else(|| absent("token type", kind as usize, self.token_type.rows))?;
             let sum: Vec<f64> = (0..d).map(|c| word[c] as f64 + position[c] as f64 + kind_row[c] as f64).collect();
+            if self.affine {
+                out.extend((0..d).map(|c| sum[c] * f64::from(self.gain[c]) + f64::from(self.bias[c])));
+                continue;
+            }
             let mean = sum.iter().sum::<f64>() / d as f64;
             let variance = sum.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / d as f64;
             let scale = 1.0 / libm::sqrt(variance + self.epsilon);
@@ -284,6 +290,7 @@ mod tests {
             bias: vec![0.25, 0.0],
             epsilon: 0.0,
             pad_id: 2,
+            affine: false,
         }
     }
 
@@ -293,6 +300,13 @@ mod tests {
         // 1.5, 3.5 -> -1, 1 -> -2 + 0.25, 2; padding -2+1, 5-1 -> -1, 1 as well.
         assert_eq!(e.embed(&[1], &[0], 2, 4).unwrap(), [-28, 32, -28, 32]);
         assert!(e.is_consistent());
+    }
+
+    #[test]
+    fn an_affine_block_neither_centres_nor_scales() {
+        let e = EmbeddingBlock { affine: true, ..block() };
+        // (1.5, 3.5) * 2 + (0.25, 0).
+        assert_eq!(e.embed_real(&[1], &[0]).unwrap(), [3.25, 7.0]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Checkpoint, DenseActivation, EncoderLayer, Linear, ModelError, Norm, Pooling,
+    Checkpoint, DenseActivation, EncoderLayer, Estimator, Linear, ModelError, Norm, Pooling,
     matmul::{matmul, transpose},
 };
 
@@ -47,8 +47,12 @@ impl Checkpoint {
                 (0..n).flat_map(|i| m[i * d + h * k..i * d + (h + 1) * k].iter().copied()).collect()
             };
             let mut scores = matmul::<f64, f64>(&cut(&q), &transpose(&cut(&key), n, k), n, k, n);
+            let scale = 1.0 / (k as f64).sqrt();
             for row in scores.chunks_mut(n) {
-                softmax(row, 1.0 / (k as f64).sqrt());
+                match &l.estimator {
+                    Some(estimator) => estimate_softmax(row, scale, estimator),
+                    None => softmax(row, scale),
+                }
             }
             matmul::<f64, f64>(&scores, &cut(&v), n, n, k)
         };
@@ -56,6 +60,10 @@ impl Checkpoint {
         let context: Vec<f64> =
             (0..n).flat_map(|i| heads.iter().flat_map(move |h| h[i * k..(i + 1) * k].iter().copied())).collect();
         let mut middle = apply(&l.attention_output, &context, n);
+        let add_norm = match l.estimator {
+            Some(_) => add_affine,
+            None => add_norm,
+        };
         add_norm(&mut middle, x, &l.attention_norm, c.epsilon);
         let mut up = apply(&l.up, &middle, n);
         up.par_iter_mut().for_each(|x| *x = c.activation.real(*x));
@@ -79,6 +87,23 @@ pub(crate) fn softmax(row: &mut [f64], scale: f64) {
     row.iter_mut().for_each(|x| *x = libm::exp((*x - max) * scale));
     let sum: f64 = row.iter().sum();
     row.iter_mut().for_each(|x| *x /= sum);
+}
+
+/// `u_i T(sum u)` of `u = ReLU((s / 2 + 1)^3)` for scores `s = scale * x`, in place.
+fn estimate_softmax(row: &mut [f64], scale: f64, estimator: &Estimator) {
+    row.iter_mut().for_each(|x| *x = (*x * scale / 2.0 + 1.0).max(0.0).powi(3));
+    let reciprocal = estimator.value(row.iter().sum());
+    row.iter_mut().for_each(|x| *x *= reciprocal);
+}
+
+/// The affine map of the sum with the residual that an approximated model has in LayerNorm's place, in place.
+fn add_affine(x: &mut [f64], residual: &[f64], norm: &Norm, _: f64) {
+    let d = norm.gain.len();
+    for (row, residual) in x.chunks_mut(d).zip(residual.chunks(d)) {
+        for c in 0..d {
+            row[c] = (row[c] + residual[c]) * f64::from(norm.gain[c]) + f64::from(norm.bias[c]);
+        }
+    }
 }
 
 /// LayerNorm of the sum with the residual, in place.

@@ -159,7 +159,16 @@ impl Manifest {
                 let bias = gain.split_off(gain.len() / 2);
                 let [word, position, token_type] =
                     [word.table(strings[0])?, position.table(strings[1])?, token_type.table(strings[2])?];
-                Embedding::Public(EmbeddingBlock { word, position, token_type, gain, bias, epsilon, pad_id })
+                Embedding::Public(EmbeddingBlock {
+                    word,
+                    position,
+                    token_type,
+                    gain,
+                    bias,
+                    epsilon,
+                    pad_id,
+                    affine: false,
+                })
             }
             EmbeddingHeader::Private(_) if strings.iter().any(|s| !s.is_empty()) => {
                 return Err(damaged("it has tables of a private embedding block"));

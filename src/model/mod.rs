@@ -25,9 +25,9 @@ mod tokenizer;
 pub use calibrate::{
     CALIBRATION_FILE, Calibration, Calibrator, EdgeReport, HEADROOM_BITS, LEAST_SQUARES_HEADROOM_BITS, random_samples,
 };
-pub use checkpoint::{Checkpoint, EncoderLayer, HeadLayer, OutputKind};
+pub use checkpoint::{Checkpoint, EncoderLayer, Estimator, HeadLayer, OutputKind};
 pub use client::{ClientModel, Label, Outputs, Prediction};
-pub use config::Config;
+pub use config::{Approximation, Config};
 pub use embedding::{Embedding, EmbeddingBlock, EmbeddingShape, Table, TableType, pool_weights};
 pub use error::ModelError;
 pub use graph::{

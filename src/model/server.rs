@@ -82,6 +82,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if the calibration has other shapes than the checkpoint, or no graph.
     pub fn calibrated(checkpoint: Checkpoint, calibration: Calibration) -> Result<Self, ModelError> {
+        exact(&checkpoint)?;
         let mut spec = calibration.spec;
         spec.validate()?;
         let folded = quantize::fold(&checkpoint);
@@ -105,6 +106,7 @@ impl Model {
     /// # Errors
     /// [`ModelError`] if weights are too large or no ring is wide enough.
     pub fn worst_case(checkpoint: Checkpoint, precision: &Precision) -> Result<Self, ModelError> {
+        exact(&checkpoint)?;
         let folded = quantize::fold(&checkpoint);
         let rounded = Rounded::new(&folded, precision)?;
         let shapes = quantize::shapes(&checkpoint, &rounded, precision);
@@ -232,6 +234,19 @@ impl Model {
     /// [`ModelError::Input`] if a token has no row in the embedding block.
     pub fn float(&self, text: &Encoded) -> Result<Outputs, ModelError> {
         self.client.interpret(text, self.checkpoint.forward(&text.ids, &text.types)?)
+    }
+}
+
+/// Refuses checkpoints whose operations the fixed-point graph does not have.
+fn exact(checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    match checkpoint.config.approximation {
+        None => Ok(()),
+        Some(_) => Err(ModelError::Unsupported {
+            what:
+                "it is approximated (softmax estimator, affine maps for LayerNorm), and there is no fixed-point graph \
+                   of that yet"
+                    .into(),
+        }),
     }
 }
 

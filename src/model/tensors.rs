@@ -117,6 +117,14 @@ impl Tensors<'_> {
         self.files.iter().any(|f| f.tensor(&name).is_ok())
     }
 
+    /// Sizes of a tensor.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>, ModelError> {
+        let name = format!("{}{name}", self.prefix);
+        let view = self.files.iter().find_map(|f| f.tensor(&name).ok());
+        let absent = || ModelError::Tensor { name: name.clone(), reason: "it is missing from the checkpoint".into() };
+        Ok(view.ok_or_else(absent)?.shape().to_vec())
+    }
+
     fn bytes(&self, name: &str, shape: &[usize]) -> Result<(TableType, &[u8]), ModelError> {
         let name = format!("{}{name}", self.prefix);
         let error = |reason: String| ModelError::Tensor { name: name.clone(), reason };

@@ -45,6 +45,10 @@ pub enum Command {
     Accuracy(Accuracy),
     /// Choose the rings of every edge from sample texts.
     Calibrate(Calibrate),
+    /// Train a model on a task.
+    Finetune(crate::train::Train),
+    /// Turn a model into one of additions, multiplications and ReLU.
+    Approximate(crate::train::Approximate),
     /// Make a model folder with random weights, to measure what shapes cost.
     Synth(Synth),
     /// From homomorphic encryption online to the default, step by step, measured.

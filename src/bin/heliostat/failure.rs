@@ -57,7 +57,7 @@ pub fn usage(e: &clap::Error) -> ExitCode {
             return ExitCode::from(2);
         }
         complain(
-            "say what to do: demo, local, serve, infer, plan, offline, store, oracle, accuracy, calibrate, synth or doctor; `heliostat --help` explains \
+            "say what to do: demo, local, serve, infer, plan, offline, store, oracle, accuracy, calibrate, finetune, approximate, synth or doctor; `heliostat --help` explains \
              them",
         );
         return ExitCode::from(2);

@@ -15,6 +15,7 @@ mod progress;
 mod serve;
 mod store;
 mod synth;
+mod train;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Accuracy(args) => accuracy::accuracy(args),
         Command::Calibrate(args) => calibrate::calibrate(args),
         Command::Ablation(args) => ablation::ablation(args),
+        Command::Finetune(args) => train::finetune(args),
+        Command::Approximate(args) => train::approximate(args),
         Command::Doctor(args) => doctor(args),
     }
 }

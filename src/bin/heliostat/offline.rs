@@ -54,6 +54,7 @@ pub fn leaves(command: &Command) -> &'static str {
         Command::Offline(_) => KEPT,
         Command::Local(args) if args.store.is_some() => KEPT,
         Command::Infer(args) if args.store.is_some() => KEPT,
+        Command::Finetune(_) | Command::Approximate(_) => "the same command continues where it last saved its state",
         Command::Synth(_) => "a folder `.heliostat-synth-..` may be left beside the one that was to be made",
         _ => "nothing was left behind",
     }
