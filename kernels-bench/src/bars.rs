@@ -79,6 +79,7 @@ pub fn all(groups: &[Group]) -> Vec<Bar> {
     bars.extend(composed_on_a_thread(groups));
     bars.extend(gemm(groups));
     bars.extend(garbled(groups));
+    bars.push(columns(groups));
     bars.extend(gpu(groups));
     bars
 }
@@ -153,6 +154,20 @@ fn garbled(groups: &[Group]) -> Vec<Bar> {
         });
     }
     bars
+}
+
+/// The server's homomorphic work of all linear layers of BERT-base for one inference, where many share ciphertexts.
+fn columns(groups: &[Group]) -> Bar {
+    let bar = Bar::new("linear layers of BERT-base, 128 tokens, batch column, an inference, 2 threads", true, 4.0, "s");
+    let cpu = of_kernel(groups, composed::COLUMNS).flatten().find(|f| f.row.backend == "cpu");
+    let seconds = cpu.and_then(|f| Some((composed::whole_columns(f)?, &f.row)));
+    match seconds {
+        Some((seconds, row)) if row.threads == 2 => {
+            bar.measured(seconds, format!("12 times one encoder layer, {} inferences together", row.batch))
+        }
+        Some((seconds, row)) => bar.open(format!("for two threads; {seconds:.2} s on {}", row.threads)),
+        None => bar.open("not measured in this run"),
+    }
 }
 
 /// The batch that decides: 8192, 5 + 1 limbs.
@@ -261,6 +276,10 @@ fn gpu(groups: &[Group]) -> Vec<Bar> {
         target(Bar::new("H200: linear layers of BERT-base, 128 tokens, coefficient", true, 1.5, "s"), seconds);
     bar.remark += &by_cpu;
     bars.push(bar);
+    let shared = of_kernel(groups, composed::COLUMNS).flatten().filter(on_gpu);
+    let shared = shared.filter_map(|f| Some((composed::whole_columns(f)?, f.row.adapter.clone())));
+    let name = "H200: linear layers of BERT-base, 128 tokens, batch column, an inference";
+    bars.push(target(Bar::new(name, true, 0.1, "s"), shared.min_by(|a, b| a.0.total_cmp(&b.0))));
     let ratio = match (found, cpu) {
         (Some(((gpu, _), f)), Some(((cpu, _), 16))) => Some((cpu / gpu, f.row.adapter.clone())),
         _ => None,
@@ -327,6 +346,21 @@ mod tests {
         assert!((rate.measured.unwrap() - 70.0).abs() < 1e-9 && rate.verdict == Verdict::Pass);
         assert_eq!(bar(&bars, "garble: speed-up").verdict, Verdict::Pass);
         assert_eq!(bar(&bars, "evaluate a GELU layer").verdict, Verdict::Open);
+    }
+
+    #[test]
+    fn shared_layers_are_those_of_one_inference() {
+        let mut rows = vec![
+            finding(composed::COLUMNS, "cpu", "own", 2, 4096, 0.25e9),
+            finding(composed::COLUMNS, "gpu", "u64", 2, 4096, 0.02e9),
+        ];
+        // 12 layers.
+        let bars = all(&[rows.clone()]);
+        let cpu = bar(&bars, "batch column, an inference, 2 threads");
+        assert!((cpu.measured.unwrap() - 3.0).abs() < 1e-9 && cpu.verdict == Verdict::Pass);
+        assert_eq!(bar(&bars, "H200: linear layers of BERT-base, 128 tokens, batch column").verdict, Verdict::Miss);
+        rows[0].row.size = Some("a small product for one of 32 inferences together".into());
+        assert_eq!(bar(&all(&[rows]), "batch column, an inference, 2 threads").verdict, Verdict::Open);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct Versions {
 
 impl Versions {
     /// What this release speaks.
-    pub const CURRENT: Self = Self { oldest: 2, newest: 2 };
+    pub const CURRENT: Self = Self { oldest: 3, newest: 3 };
 
     /// The newest version in both ranges.
     pub fn common(self, other: Self) -> Option<u16> {
@@ -215,7 +215,7 @@ mod tests {
     fn the_newest_common_version_is_agreed_on() {
         let range = |oldest, newest| Versions { oldest, newest };
         for (client, server, version) in [
-            (Versions::CURRENT, Versions::CURRENT, 2),
+            (Versions::CURRENT, Versions::CURRENT, 3),
             (range(1, 3), range(2, 5), 3),
             (range(2, 5), range(1, 3), 3),
             (range(3, 3), range(1, 3), 3),

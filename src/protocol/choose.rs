@@ -206,7 +206,7 @@ fn layout(
     Ok(best.map_or(Layout::Work, |(_, layout)| layout))
 }
 
-fn seconds_text(seconds: f64) -> String {
+pub(super) fn seconds_text(seconds: f64) -> String {
     if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.1} s") }
 }
 

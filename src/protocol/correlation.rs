@@ -13,7 +13,7 @@ use std::{
 
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Plan, ProtocolError, Result, SecretVec, ShareBoard};
+use super::{ClientLinear, PackedShare, Plan, ProtocolError, Result, SecretVec, ShareBoard};
 use crate::{
     arith::sample::SecureRng,
     model::{Graph, NodeId},
@@ -138,9 +138,21 @@ pub struct ClientCorrelation {
 impl ClientCorrelation {
     /// Draws the client's masks; everything else is filled in by the offline lanes.
     pub fn draw(session: SessionId, plan: &Plan, tables: Box<dyn TableStore>, rng: &mut SecureRng) -> Self {
+        Self::with_board(session, ShareBoard::draw(plan, rng), tables)
+    }
+
+    /// One whose linear layers were prepared together with those of other inferences.
+    ///
+    /// # Errors
+    /// As [`ShareBoard::after`].
+    pub fn after(session: SessionId, plan: &Plan, tables: Box<dyn TableStore>, linear: &ClientLinear) -> Result<Self> {
+        Ok(Self::with_board(session, ShareBoard::after(plan, linear)?, tables))
+    }
+
+    fn with_board(session: SessionId, board: ShareBoard, tables: Box<dyn TableStore>) -> Self {
         Self {
             session,
-            board: ShareBoard::draw(plan, rng),
+            board,
             products: Mutex::default(),
             labels: Mutex::default(),
             pools: Mutex::default(),
@@ -268,6 +280,17 @@ pub struct ServerCorrelation {
     spent: AtomicBool,
 }
 
+/// The server's part of the linear layers that were prepared together, for one inference: what it subtracted.
+#[derive(Default)]
+pub struct ServerLinear(Vec<(NodeId, PackedShare)>);
+
+impl ServerLinear {
+    /// Keeps the mask of a linear result.
+    pub(super) fn put(&mut self, node: NodeId, mask: PackedShare) {
+        self.0.push((node, mask));
+    }
+}
+
 impl ServerCorrelation {
     /// Draws the garbler's secrets.
     pub fn draw(session: SessionId, rng: &mut SecureRng) -> Self {
@@ -286,6 +309,17 @@ impl ServerCorrelation {
             pools: Mutex::default(),
             spent: AtomicBool::new(false),
         }
+    }
+
+    /// Takes what was subtracted from its linear results, where they were prepared together with others.
+    ///
+    /// # Errors
+    /// As [`PackedShare::unpack`].
+    pub fn absorb(&self, linear: ServerLinear) -> Result<()> {
+        linear.0.iter().try_for_each(|(node, mask)| {
+            self.put_linear(*node, mask.unpack()?);
+            Ok(())
+        })
     }
 
     pub(super) fn put_linear(&self, node: NodeId, share: SecretVec) {

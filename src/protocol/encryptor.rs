@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use zeroize::Zeroizing;
 
 use super::{
-    HeInput, HeItem, KeySets, Message, Plan, ProtocolError, Result, SecretVec, ShareBoard, he_plan::add_cross_term,
+    HeInput, HeItem, KeySets, Message, Plan, ProtocolError, Result, SecretVec, ShareSource, he_plan::add_cross_term,
 };
 use crate::{arith::sample::SecureRng, he::HeClient as HeKeys, packing::Packing};
 
@@ -28,16 +28,19 @@ impl Encryptor {
     ///
     /// # Errors
     /// [`ProtocolError::Missing`] for a share that is not known yet, and what encryption reports.
-    pub fn upload(&mut self, item: usize, board: &ShareBoard) -> Result<Message> {
+    pub fn upload(&mut self, item: usize, shares: &dyn ShareSource) -> Result<Message> {
         let plan = self.plan.clone();
         let mut matrices = Vec::new();
         match &plan.he[item].1 {
             HeItem::Linear(inputs, packing) => {
                 for (index, input) in inputs.iter().enumerate() {
                     if self.uploaded.insert(*input) {
-                        let share = board.expect(&plan.graph, input.edge)?;
-                        let x = &share[..input.rows * plan.graph.edge(input.edge).cols];
-                        matrices.push(self.encrypt(item, &**packing, index, x)?);
+                        let len = input.rows * plan.graph.edge(input.edge).cols;
+                        let mut x = Zeroizing::new(Vec::with_capacity(input.together * len));
+                        for inference in 0..input.together {
+                            x.extend_from_slice(&shares.share(&plan.graph, input.edge, inference)?[..len]);
+                        }
+                        matrices.push(self.encrypt(item, &**packing, index, &x)?);
                     }
                 }
             }
@@ -47,7 +50,7 @@ impl Encryptor {
                     for term in terms {
                         let (id, cut) = term.encrypted;
                         let edge = plan.graph.edge(id);
-                        x.extend(cut.take(&board.expect(&plan.graph, id)?, edge.rows, edge.cols));
+                        x.extend(cut.take(&shares.share(&plan.graph, id, 0)?, edge.rows, edge.cols));
                     }
                     matrices.push(self.encrypt(item, &**packing, 0, &x)?);
                 }
@@ -62,7 +65,8 @@ impl Encryptor {
         Ok(ciphertexts.to_bytes(keys.context().params()))
     }
 
-    /// The client's part of an item's result, in the shape and ring of the node's output.
+    /// The client's part of an item's result, in the shape and ring of the node's output; of several inferences one after the
+    /// other.
     ///
     /// # Errors
     /// Responses of other number or form than the item's.

@@ -37,8 +37,9 @@ const MULTIPLY: f64 = 0.15;
 
 /// A product of one limb, in transforms.
 pub(super) const PRODUCT: f64 = 0.5;
-/// A term of a modular matrix product, a ciphertext's limb wide, in transforms.
-const TERM: f64 = 0.02;
+/// A term of a modular matrix product, a ciphertext's limb wide, in transforms; by the rows of `encrypted_matmul` in
+/// `kernels-bench/RESULTS.md`.
+const TERM: f64 = 0.1;
 /// Noise of a coefficient that leaves the server, in transforms of `2^13` coefficients.
 const FLOOD: f64 = 2.0 / 8192.0;
 
@@ -62,7 +63,7 @@ pub struct NodeSeconds {
     pub online: f64,
 }
 
-/// What an inference will take.
+/// What an inference will take; of what several share, its part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Estimate {
     /// Work of every node, in execution order.
@@ -87,28 +88,31 @@ impl Estimate {
             let line = |flow: &Flow| LINE_BYTE * (flow.up + flow.down) as f64;
             NodeSeconds {
                 node: node.node,
-                offline: blocks(offline + line(&node.offline)),
+                offline: blocks(offline + line(&node.offline) + line(&node.joint) / forecast.together as f64),
                 online: blocks(online + line(&node.online)),
             }
         };
         let mut nodes: Vec<NodeSeconds> = forecast.nodes.iter().map(seconds).collect();
         for (id, item) in &plan.he {
-            let seconds = transforms(&forecast.nodes[id.0].he, item.set().params()?) * c.ntt;
+            let (node, params) = (&forecast.nodes[id.0], item.set().params()?);
+            let seconds = transforms(&node.he, params) * c.ntt;
             match item.phase(&plan.settings) {
                 HePhase::Offline => nodes[id.0].offline += seconds,
                 HePhase::Split | HePhase::Online => nodes[id.0].online += seconds,
             }
+            nodes[id.0].offline += transforms(&node.joint_he, params) * c.ntt / forecast.together as f64;
         }
         let sum = |f: fn(&NodeSeconds) -> f64| nodes.iter().map(f).sum::<f64>();
         let line = |bytes: u64| bytes as f64 * c.byte;
         // Offline both directions of the line are busy at the same time, and what is computed next does not wait for it.
-        let busy = line(forecast.offline.up.max(forecast.offline.down));
+        let joint = forecast.joint.part(forecast.together);
+        let busy = line((forecast.offline.up + joint.up).max(forecast.offline.down + joint.down));
+        let rounds = forecast.offline_rounds as f64 + forecast.joint_rounds as f64 / forecast.together as f64;
         let ahead = super::offline::WINDOW as f64;
-        let offline = (OFFLINE_START + OFFLINE_WALL * sum(|n| n.offline)).max(busy)
-            + forecast.offline_rounds as f64 / ahead * c.round_trip;
+        let offline = (OFFLINE_START + OFFLINE_WALL * sum(|n| n.offline)).max(busy) + rounds / ahead * c.round_trip;
         let sent = forecast.online.up + forecast.online.down;
         let online = ONLINE_WALL * sum(|n| n.online) + line(sent) + forecast.online_flights as f64 / 2.0 * c.round_trip;
-        Ok(Self { nodes, offline, online, memory: memory(plan, forecast) })
+        Ok(Self { nodes, offline, online, memory: memory(plan, forecast) + 2 * plan.joint_bytes() })
     }
 }
 
@@ -140,7 +144,7 @@ fn work(plan: &Plan, node: &NodeForecast) -> (f64, f64) {
 }
 
 /// Homomorphic work in transforms of one limb of 2^13 coefficients.
-fn transforms(he: &Counts, params: &ParameterSet) -> f64 {
+pub(super) fn transforms(he: &Counts, params: &ParameterSet) -> f64 {
     let (n, gauged) = (params.n() as f64, 8192.0f64);
     let transforms = (he.server_ntts + he.client_ntts) as f64 * n.log2() / gauged.log2();
     let products = PRODUCT * (he.products * params.limbs() as u64) as f64;

@@ -58,7 +58,7 @@ pub struct Evaluated {
     pub node: NodeId,
     /// Ciphertexts for the client.
     pub responses: Vec<Vec<u8>>,
-    /// The server's part, in the shape and ring of the node's output.
+    /// The server's part, in the shape and ring of the node's output; of several inferences one after the other.
     pub share: SecretVec,
 }
 

@@ -1,10 +1,11 @@
 //! What an inference will cost, from public numbers alone: every message is of a size that follows from the plan, so that
 //! bytes, products, key switches, gates and OTs are exact before anything has run.
 
-use std::collections::HashSet;
-
 use super::{
-    HeInput, HeItem, HePhase, Message, OtMethod, OtPlan, Plan, Result, message::FRAME_PART, offline::fill_turns,
+    HePhase, HeTurn, Message, OtMethod, OtPlan, Plan, Result,
+    he_plan::{ItemCosts, item_costs},
+    message::FRAME_PART,
+    offline::fill_turns,
     operands::Operands,
 };
 use crate::{
@@ -80,8 +81,12 @@ pub struct NodeForecast {
     pub offline: Flow,
     /// Its messages of the online phase.
     pub online: Flow,
-    /// Homomorphic work.
+    /// Its messages of the work that [`Forecast::together`] inferences share.
+    pub joint: Flow,
+    /// Homomorphic work of one inference alone.
     pub he: Counts,
+    /// Homomorphic work that several share.
+    pub joint_he: Counts,
     /// AND gates.
     pub and_gates: u64,
     /// OTs of both directions.
@@ -95,7 +100,15 @@ pub struct NodeForecast {
 pub struct Forecast {
     /// One entry a node, in execution order.
     pub nodes: Vec<NodeForecast>,
-    /// All messages of the offline lanes, those of the nodes included.
+    /// Inferences whose linear layers are prepared together; 1 where each is for itself.
+    pub together: u64,
+    /// All messages of the linear layers that are prepared together, before the inferences' own offline phases.
+    pub joint: Flow,
+    /// Rounds of these, the opening apart.
+    pub joint_rounds: u64,
+    /// Homomorphic work of these.
+    pub joint_he: Counts,
+    /// All messages of the offline lanes of one inference, those of the nodes included.
     pub offline: Flow,
     /// All messages of the online lane.
     pub online: Flow,
@@ -105,7 +118,7 @@ pub struct Forecast {
     pub online_rounds: u64,
     /// Flights of the online phase: how often a message waits for one of the other direction.
     pub online_flights: u64,
-    /// Homomorphic work of all nodes.
+    /// Homomorphic work of all nodes for one inference alone.
     pub he: Counts,
     /// AND gates of all nodes.
     pub and_gates: u64,
@@ -123,55 +136,78 @@ impl Forecast {
             node,
             offline: Flow::default(),
             online: Flow::default(),
+            joint: Flow::default(),
             he: Counts::default(),
+            joint_he: Counts::default(),
             and_gates: 0,
             ots: 0,
             flights: 0,
         };
         let mut nodes: Vec<NodeForecast> = plan.graph.iter().map(empty).collect();
-        let he_rounds = he(plan, &mut nodes)?;
+        he(plan, &mut nodes)?;
         let ot_rounds = ot(plan, &mut nodes)?;
         online(plan, &mut nodes)?;
         let (mut offline, mut online) = base_and_pools(plan);
         let (mut he, mut and_gates, mut ots) = (Counts::default(), 0, 0);
+        let (mut joint, mut joint_he) = (Flow::default(), Counts::default());
         for node in &nodes {
             offline += node.offline;
             online += node.online;
             he += node.he;
+            joint += node.joint;
+            joint_he += node.joint_he;
             and_gates += node.and_gates;
             ots += node.ots;
         }
         let (online_rounds, online_flights) = online_rounds(plan, &nodes);
-        let offline_rounds = he_rounds.max(ot_rounds);
-        Ok(Self { nodes, offline, online, offline_rounds, online_rounds, online_flights, he, and_gates, ots })
+        let offline_rounds = lane_rounds(plan.he_lane()).max(ot_rounds);
+        let together = if plan.joint_lane().is_empty() { 1 } else { u64::from(plan.settings.together) };
+        let joint_rounds = lane_rounds(plan.joint_lane());
+        Ok(Self {
+            nodes,
+            together,
+            joint,
+            joint_rounds,
+            joint_he,
+            offline,
+            online,
+            offline_rounds,
+            online_rounds,
+            online_flights,
+            he,
+            and_gates,
+            ots,
+        })
     }
 }
 
-/// Homomorphic work of both phases; gives the rounds of the HE lane.
-fn he(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<u64> {
-    let mut uploaded: HashSet<HeInput> = HashSet::new();
-    for (id, item) in &plan.he {
-        let node = &mut nodes[id.0];
-        let (mut up, mut down, params) = (Vec::new(), Vec::new(), item.set().params()?);
-        for packing in item.packings() {
-            let mut counts = packing.counts();
-            (counts.bytes_up, counts.ciphertexts_up) = (0, 0);
-            let missing: Vec<usize> = match item {
-                HeItem::Linear(inputs, _) => (0..inputs.len()).filter(|&k| uploaded.insert(inputs[k])).collect(),
-                HeItem::Product(..) => vec![0],
-            };
-            for index in missing {
-                let count = packing.input_ciphertexts(index);
-                up.push(packing.input_bytes(params, index).unwrap_or(usize::MAX));
-                counts.ciphertexts_up += count as u64;
-                counts.bytes_up += up.last().map_or(0, |&bytes| bytes as u64);
-            }
-            down.push(counts.bytes_down as usize);
-            node.he += counts;
+impl Flow {
+    /// One part of `parts`, every number rounded up.
+    pub fn part(&self, parts: u64) -> Self {
+        let part = |x: u64| x.div_ceil(parts.max(1));
+        Self {
+            up: part(self.up),
+            down: part(self.down),
+            messages_up: part(self.messages_up),
+            messages_down: part(self.messages_down),
         }
+    }
+}
+
+/// Homomorphic work of both phases.
+fn he(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<()> {
+    for ItemCosts { node, phase, together, up, down, counts } in item_costs(&plan.he, &plan.settings)? {
+        let node = &mut nodes[node.0];
         // The number of parts has eight bytes.
         let (up, down) = (Message::payload_len(3, &up), Message::payload_len(3, &down));
-        match item.phase(&plan.settings) {
+        if together > 1 {
+            node.joint.up(up);
+            node.joint.down(down);
+            node.joint_he += counts;
+            continue;
+        }
+        node.he += counts;
+        match phase {
             HePhase::Offline => {
                 node.offline.up(up);
                 node.offline.down(down);
@@ -186,9 +222,13 @@ fn he(plan: &Plan, nodes: &mut [NodeForecast]) -> Result<u64> {
             }
         }
     }
-    // The client sends some ahead.
-    let items = plan.he_lane().iter().filter(|turn| turn.answered).count() as u64;
-    Ok(items.saturating_sub(super::offline::WINDOW as u64 - 1).max(items.min(1)))
+    Ok(())
+}
+
+/// Rounds of an HE lane: the client sends some ahead.
+fn lane_rounds(lane: &[HeTurn]) -> u64 {
+    let items = lane.iter().filter(|turn| turn.answered).count() as u64;
+    items.saturating_sub(super::offline::WINDOW as u64 - 1).max(items.min(1))
 }
 
 /// Bytes by which an end that chooses asks for `count` OTs.

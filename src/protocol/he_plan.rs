@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Layout, LinearMode, PackingKind, ProductMode, ProtocolError, Result, SetId, Settings};
+use super::{Layout, LinearClass, LinearMode, PackingKind, ProductMode, ProtocolError, Result, SetId, Settings};
 use crate::{
     arith::ShareModulus,
     he::{HeError, ParameterSet},
@@ -202,6 +202,10 @@ pub struct HeInput {
     pub layout: usize,
     /// Ciphertexts for each of the layout: digits of slot packings, 1 for others.
     pub digits: usize,
+    /// The packing.
+    pub packing: PackingKind,
+    /// Inferences whose rows it has.
+    pub together: usize,
     /// The parameter set.
     pub set: SetId,
 }
@@ -254,6 +258,14 @@ impl HeItem {
         linear.into_iter().chain(terms.iter().map(|(_, packing)| packing))
     }
 
+    /// Inferences whose rows it has: more than one only for linear layers that are prepared together.
+    pub fn together(&self) -> usize {
+        match self {
+            Self::Linear(inputs, _) => inputs.first().map_or(1, |input| input.together),
+            Self::Product(..) => 1,
+        }
+    }
+
     /// The edges whose shares the client encrypts.
     pub fn encrypted(&self) -> Vec<EdgeId> {
         match self {
@@ -267,24 +279,42 @@ impl HeItem {
 
 /// Homomorphic work, in execution order, each item in the smallest parameter set that carries it.
 pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Result<Vec<(NodeId, HeItem)>> {
+    items(graph, params, settings, true)
+}
+
+/// The linear layers of [`he_items`] alone.
+pub(super) fn linear_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Result<Vec<(NodeId, HeItem)>> {
+    items(graph, params, settings, false)
+}
+
+fn items(graph: &Graph, params: &ParameterSet, settings: &Settings, products: bool) -> Result<Vec<(NodeId, HeItem)>> {
+    let classes = LinearClass::all(graph).into_iter().enumerate();
+    let kinds: HashMap<NodeId, PackingKind> =
+        classes.flat_map(|(i, class)| class.nodes.into_iter().map(move |id| (id, settings.packing_of(i)))).collect();
+    let joint = joint(graph, settings, &kinds);
     let planner = |set, params| Planner {
         graph,
         set,
         params,
         settings,
+        kinds: &kinds,
+        joint: &joint,
         weights: weights(settings.layout),
         layouts: HashMap::new(),
     };
-    let larger = SetId::Matmul16384;
-    let mut planners = [planner(SetId::Matmul8192, params), planner(larger, larger.params()?)];
+    let (smaller, larger) = (SetId::Column4096, SetId::Matmul16384);
+    let mut planners =
+        [planner(smaller, smaller.params()?), planner(SetId::Matmul8192, params), planner(larger, larger.params()?)];
     let mut items = Vec::new();
     for (id, node) in graph.iter() {
         let linear = matches!(node.op, Op::Linear { .. });
-        if !linear && !multiplied_by_he(graph, id, settings.layout) {
+        if !linear && (!products || !multiplied_by_he(graph, id, settings.layout)) {
             continue;
         }
         let mut found = Err(ProtocolError::Missing { what: "parameter sets".into() });
-        for planner in &mut planners {
+        // The smaller set has no room for switching keys.
+        let first = usize::from(kinds.get(&id) != Some(&PackingKind::BatchColumn));
+        for planner in &mut planners[first..] {
             found = if linear { planner.linear(id) } else { planner.product(id) };
             if !matches!(found, Err(ProtocolError::He(HeError::Width { .. }))) {
                 break;
@@ -295,12 +325,40 @@ pub fn he_items(graph: &Graph, params: &ParameterSet, settings: &Settings) -> Re
     Ok(items)
 }
 
+/// The linear layers that are prepared for several inferences together: those in columns whose inputs the client knows before
+/// anything else has been answered.
+fn joint(graph: &Graph, settings: &Settings, kinds: &HashMap<NodeId, PackingKind>) -> HashSet<NodeId> {
+    let (mut joint, mut open) = (HashSet::new(), HashSet::new());
+    if settings.together <= 1 || settings.linear != LinearMode::Offline {
+        return joint;
+    }
+    for (id, node) in graph.iter() {
+        let waits = node.op.inputs().iter().any(|edge| open.contains(edge));
+        match node.op {
+            Op::Linear { .. } if !waits && kinds.get(&id) == Some(&PackingKind::BatchColumn) => {
+                joint.insert(id);
+            }
+            Op::Linear { .. } => {
+                open.insert(node.output);
+            }
+            // Shares of other outputs are masks, or follow from their inputs'.
+            _ if node.op.is_local() && waits => {
+                open.insert(node.output);
+            }
+            _ => {}
+        }
+    }
+    joint
+}
+
 /// Chooses packings.
 struct Planner<'a> {
     graph: &'a Graph,
     set: SetId,
     params: &'a ParameterSet,
     settings: &'a Settings,
+    kinds: &'a HashMap<NodeId, PackingKind>,
+    joint: &'a HashSet<NodeId>,
     weights: CostWeights,
     /// Layouts of coefficient packing by rows.
     layouts: HashMap<usize, CoefficientLayout>,
@@ -309,32 +367,76 @@ struct Planner<'a> {
 impl Planner<'_> {
     fn linear(&mut self, id: NodeId) -> Result<HeItem> {
         let node = self.graph.node(id);
-        let (packing, layout, digits) = self.linear_packing(id)?;
+        let kind = self.kinds.get(&id).copied().unwrap_or(self.settings.packing);
+        let together = if self.joint.contains(&id) { usize::from(self.settings.together) } else { 1 };
+        let (plan, layout, digits) = self.linear_packing(id, kind, together)?;
         let (rows, set) = (self.graph.edge(node.output).rows, self.set);
-        let inputs = node.op.inputs().into_iter().map(|edge| HeInput { edge, rows, layout, digits, set }).collect();
-        Ok(HeItem::Linear(inputs, packing))
+        let input = |edge| HeInput { edge, rows, layout, digits, packing: kind, together, set };
+        Ok(HeItem::Linear(node.op.inputs().into_iter().map(input).collect(), plan))
     }
 
     /// The packing of a linear node, and what tells the layout of its inputs from others.
-    fn linear_packing(&mut self, id: NodeId) -> Result<(Arc<dyn Packing>, usize, usize)> {
-        let (graph, params, spec) = (self.graph, self.params, linear_spec(self.graph, id));
-        if let Some(method) = slot_method(self.settings.packing) {
+    fn linear_packing(
+        &mut self,
+        id: NodeId,
+        kind: PackingKind,
+        together: usize,
+    ) -> Result<(Arc<dyn Packing>, usize, usize)> {
+        let (params, mut spec) = (self.params, linear_spec(self.graph, id));
+        if let Some(method) = slot_method(kind) {
             let packing = SlotPacking::new(params, method, &spec)?;
             let (layout, digits) = (packing.input_key(), packing.digits());
             return Ok((Arc::new(packing), layout, digits));
         }
-        if self.settings.packing == PackingKind::BatchColumn {
+        if kind == PackingKind::BatchColumn {
+            spec.rows *= together;
             return Ok((Arc::new(BatchColumnPacking::new(params, &spec)?), 1, 1));
         }
         let layout = match self.layouts.get(&spec.rows) {
             Some(&layout) => layout,
             None => {
-                let layout = linear_layout(graph, params, spec.rows, &self.weights)?;
+                let layout = self.linear_layout(spec.rows)?;
                 self.layouts.insert(spec.rows, layout);
                 layout
             }
         };
         Ok((Arc::new(CoefficientPacking::with_layout(params, &spec, &layout)?), layout.block, 1))
+    }
+
+    /// One layout for all linear nodes of as many rows in coefficient packing, since they share encrypted inputs: the cheapest
+    /// in sum.
+    fn linear_layout(&self, rows: usize) -> Result<CoefficientLayout> {
+        let Self { graph, params, weights, .. } = self;
+        let wanted = |id: &NodeId| {
+            let coefficient = self.kinds.get(id) == Some(&PackingKind::Coefficient);
+            coefficient && graph.edge(graph.node(*id).output).rows == rows
+        };
+        let nodes: Vec<NodeId> = graph.iter().map(|(id, _)| id).filter(wanted).collect();
+        let stride = stride(params, rows);
+        let mut best: Option<(f64, CoefficientLayout)> = None;
+        let mut refusal = None;
+        let mut block = stride.min(KEY_BLOCK);
+        while block > 0 {
+            let layout = CoefficientLayout { stride, block, split: 0, limbs: None };
+            // Inputs that are shared have the limbs of the product that needs the most.
+            let cost = nodes.iter().try_fold((0.0, 1), |(sum, limbs), &id| {
+                CoefficientPacking::with_layout(params, &linear_spec(graph, id), &layout)
+                    .map(|p| (sum + p.cost(weights), p.limbs().max(limbs)))
+            });
+            match cost {
+                Ok((cost, limbs)) if best.is_none_or(|(c, _)| cost < c) => {
+                    best = Some((cost, CoefficientLayout { limbs: Some(limbs), ..layout }));
+                }
+                Ok(_) => {}
+                Err(e) => refusal = Some(e),
+            }
+            block /= 2;
+        }
+        match (best, refusal) {
+            (Some((_, layout)), _) => Ok(layout),
+            (None, Some(e)) => Err(e.into()),
+            (None, None) => Err(ProtocolError::Mismatch { detail: format!("{rows} rows do not fit the ring") }),
+        }
     }
 
     /// The cross terms of a product: all heads at once, or one by one where a packing serves no more.
@@ -396,67 +498,95 @@ fn weights(layout: Layout) -> CostWeights {
     CostWeights { upload, download, max_block: KEY_BLOCK, fewest_limbs: true, ..CostWeights::default() }
 }
 
-/// What homomorphic work costs in sum. Transforms of the client are not counted.
+/// What the homomorphic work of an item costs, both parties.
+pub(super) struct ItemCosts {
+    /// Its node.
+    pub node: NodeId,
+    /// When.
+    pub phase: HePhase,
+    /// Inferences that it serves.
+    pub together: usize,
+    /// Lengths of the matrices to the server that it does not have from items before.
+    pub up: Vec<usize>,
+    /// Lengths of the answers.
+    pub down: Vec<usize>,
+    /// Everything in sum. Transforms of the client are those of all inputs.
+    pub counts: Counts,
+}
+
+/// What every item costs. Inputs that several linear layers share are uploaded once.
+pub(super) fn item_costs(items: &[(NodeId, HeItem)], settings: &Settings) -> Result<Vec<ItemCosts>> {
+    let mut uploaded = HashSet::new();
+    let mut costs = Vec::with_capacity(items.len());
+    for (node, item) in items {
+        let (params, mut own) = (item.set().params()?, Counts::default());
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        for packing in item.packings() {
+            let mut counts = packing.counts();
+            (counts.bytes_up, counts.ciphertexts_up) = (0, 0);
+            let missing: Vec<usize> = match item {
+                HeItem::Linear(inputs, _) => (0..inputs.len()).filter(|&k| uploaded.insert(inputs[k])).collect(),
+                HeItem::Product(..) => vec![0],
+            };
+            for index in missing {
+                let bytes = packing.input_bytes(params, index).unwrap_or(usize::MAX);
+                counts.ciphertexts_up += packing.input_ciphertexts(index) as u64;
+                counts.bytes_up += bytes as u64;
+                up.push(bytes);
+            }
+            down.push(counts.bytes_down as usize);
+            own += counts;
+        }
+        costs.push(ItemCosts {
+            node: *node,
+            phase: item.phase(settings),
+            together: item.together(),
+            up,
+            down,
+            counts: own,
+        });
+    }
+    Ok(costs)
+}
+
+/// What homomorphic work costs in sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeCosts {
     /// Offline.
     pub offline: Counts,
     /// Online.
     pub online: Counts,
+    /// Of the linear layers that are prepared for [`Settings::together`] inferences, for all of them.
+    pub joint: Counts,
 }
 
 impl HeCosts {
-    /// Of both phases.
+    /// Everything that is made for one inference alone, in both phases.
     pub fn total(&self) -> Counts {
         let mut sum = self.offline;
-        add_server(&mut sum, &self.online);
-        sum.ciphertexts_up += self.online.ciphertexts_up;
-        sum.bytes_up += self.online.bytes_up;
+        sum += self.online;
         sum
     }
 }
 
-/// What all items cost in sum. Inputs that several linear layers share are uploaded once.
+/// What all items cost in sum.
 pub(super) fn he_costs(items: &[(NodeId, HeItem)], settings: &Settings) -> Result<HeCosts> {
     let mut sum = HeCosts::default();
-    let mut uploaded = HashSet::new();
-    for (_, item) in items {
-        let HeCosts { offline, online } = &mut sum;
-        let (up, work) = match item.phase(settings) {
-            HePhase::Offline => (None, offline),
-            HePhase::Split => (Some(offline), online),
-            HePhase::Online => (None, online),
-        };
-        let (mut sent, params) = (Counts::default(), item.set().params()?);
-        for packing in item.packings() {
-            let counts = packing.counts();
-            add_server(work, &counts);
-            if let HeItem::Linear(inputs, _) = item {
-                for (index, _) in inputs.iter().enumerate().filter(|(_, input)| uploaded.insert(**input)) {
-                    let count = packing.input_ciphertexts(index);
-                    sent.ciphertexts_up += count as u64;
-                    sent.bytes_up += packing.input_bytes(params, index).unwrap_or(0) as u64;
-                }
-            } else {
-                sent.ciphertexts_up += counts.ciphertexts_up;
-                sent.bytes_up += counts.bytes_up;
+    for ItemCosts { phase, together, counts, .. } in item_costs(items, settings)? {
+        let (mut up, mut work) = (Counts::default(), counts);
+        std::mem::swap(&mut up.ciphertexts_up, &mut work.ciphertexts_up);
+        std::mem::swap(&mut up.bytes_up, &mut work.bytes_up);
+        match phase {
+            HePhase::Offline if together > 1 => sum.joint += counts,
+            HePhase::Offline => sum.offline += counts,
+            HePhase::Split => {
+                sum.offline += up;
+                sum.online += work;
             }
+            HePhase::Online => sum.online += counts,
         }
-        let up = up.unwrap_or(work);
-        up.ciphertexts_up += sent.ciphertexts_up;
-        up.bytes_up += sent.bytes_up;
     }
     Ok(sum)
-}
-
-/// Adds what the server does and sends.
-fn add_server(sum: &mut Counts, c: &Counts) {
-    sum.products += c.products;
-    sum.scalar_products += c.scalar_products;
-    sum.key_switches += c.key_switches;
-    sum.server_ntts += c.server_ntts;
-    sum.ciphertexts_down += c.ciphertexts_down;
-    sum.bytes_down += c.bytes_down;
 }
 
 fn stride(params: &ParameterSet, rows: usize) -> usize {
@@ -489,45 +619,6 @@ fn term_spec(graph: &Graph, node: NodeId, terms: &[CrossTerm]) -> MatmulSpec {
         inner: vec![inner],
         cols,
         operand: OperandBound::Uniform,
-    }
-}
-
-/// One layout for all linear nodes of as many rows, since they share encrypted inputs: the cheapest in sum.
-fn linear_layout(
-    graph: &Graph,
-    params: &ParameterSet,
-    rows: usize,
-    weights: &CostWeights,
-) -> Result<CoefficientLayout> {
-    let nodes: Vec<NodeId> = graph
-        .iter()
-        .filter(|(_, n)| matches!(n.op, Op::Linear { .. }) && graph.edge(n.output).rows == rows)
-        .map(|(id, _)| id)
-        .collect();
-    let stride = stride(params, rows);
-    let mut best: Option<(f64, CoefficientLayout)> = None;
-    let mut refusal = None;
-    let mut block = stride.min(KEY_BLOCK);
-    while block > 0 {
-        let layout = CoefficientLayout { stride, block, split: 0, limbs: None };
-        // Inputs that are shared have the limbs of the product that needs the most.
-        let cost = nodes.iter().try_fold((0.0, 1), |(sum, limbs), &id| {
-            CoefficientPacking::with_layout(params, &linear_spec(graph, id), &layout)
-                .map(|p| (sum + p.cost(weights), p.limbs().max(limbs)))
-        });
-        match cost {
-            Ok((cost, limbs)) if best.is_none_or(|(c, _)| cost < c) => {
-                best = Some((cost, CoefficientLayout { limbs: Some(limbs), ..layout }));
-            }
-            Ok(_) => {}
-            Err(e) => refusal = Some(e),
-        }
-        block /= 2;
-    }
-    match (best, refusal) {
-        (Some((_, layout)), _) => Ok(layout),
-        (None, Some(e)) => Err(e.into()),
-        (None, None) => Err(ProtocolError::Mismatch { detail: format!("{rows} rows do not fit the ring") }),
     }
 }
 

@@ -5,6 +5,7 @@
 //! do, and a [`Plan`] says in which pieces. `ARCHITECTURE.md` describes the protocol, `SECURITY.md` what it hides.
 
 mod choose;
+mod classes;
 mod correlation;
 mod encryptor;
 mod error;
@@ -17,10 +18,13 @@ mod message;
 mod offline;
 mod online;
 mod operands;
+mod packings;
 mod plan;
 mod sets;
 mod settings;
 mod shares;
+#[cfg(test)]
+mod small_model;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -29,9 +33,10 @@ mod weights;
 mod wishes;
 
 pub use choose::{Circumstances, Decision, Nonlinear, OtChoice};
+pub use classes::{ClassPackings, LinearClass, LinearShape};
 pub use correlation::{
     ChunkKey, ClientCorrelation, CotPools, GarblerSecrets, MemoryTables, SecretBlocks, ServerCorrelation, ServerExport,
-    ServerProduct, SessionId, TableStore,
+    ServerLinear, ServerProduct, SessionId, TableStore,
 };
 pub use encryptor::Encryptor;
 pub use error::{ProtocolError, Result};
@@ -43,10 +48,11 @@ pub use machine::{Machine, Turn, WorkSpan, drive_pair};
 pub use message::{FRAME_PART, Message, pack_ring, unpack_ring};
 pub use offline::{HeClient, HeServer, OtClient, OtServer};
 pub use online::{OnlineClient, OnlineServer, bilinear};
-pub use plan::{CotDemand, GarbledPlan, HeTurn, OtPlan, Plan, ProductPlan, SharedPlan};
+pub use packings::PackingChoice;
+pub use plan::{CotDemand, GarbledPlan, HeTurn, JOINT_MEMORY, OtPlan, Plan, ProductPlan, SharedPlan};
 pub use sets::{KeySets, SetId};
 pub use settings::{LayerKind, Layout, LinearMode, Method, Methods, OtMethod, PackingKind, ProductMode, Settings};
-pub use shares::{SecretVec, ShareBoard, row_sums, shifted};
+pub use shares::{ClientLinear, MaskSeed, PackedShare, SecretVec, ShareBoard, ShareSource, row_sums, shifted};
 pub use weights::OnlineWeights;
 pub use wishes::{Merge, Wishes};
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    CotPools, LayerKind, LinearMode, Method, OtMethod, ProtocolError, Result, SessionId, SetId, Settings,
+    CotPools, LayerKind, LinearMode, Method, OtMethod, PackedShare, ProtocolError, Result, SessionId, SetId, Settings,
     he_plan::{HeCosts, HeItem, HePhase, he_costs, he_items, multiplied_by_he},
 };
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
         shared::{Cost, Party, ProductShape, Role, SharedFunction},
     },
 };
+
+/// Most bytes that a party holds in memory of linear layers that are prepared together, for one connection.
+pub const JOINT_MEMORY: u64 = 4 << 30;
 
 /// Correlated OTs of one chunk: 2 MiB of extension matrix.
 const CHUNK_OTS: usize = 1 << 17;
@@ -258,6 +261,7 @@ pub struct Plan {
     /// Homomorphic work, in execution order.
     pub he: Vec<(NodeId, HeItem)>,
     he_lane: Vec<HeTurn>,
+    joint_lane: Vec<HeTurn>,
     ot: HashMap<NodeId, OtPlan>,
 }
 
@@ -301,11 +305,12 @@ impl Plan {
             }
         }
         let he = he_items(&graph, params, &settings)?;
-        let he_lane = he_lane(&graph, &he, &settings);
+        let he_lane = self::he_lane(&graph, &he, &settings, false);
+        let joint_lane = self::he_lane(&graph, &he, &settings, true);
         if settings.linear == LinearMode::Online {
             graph.stages = stages(&graph, |op| is_local(op, settings.linear));
         }
-        Ok(Self { graph, settings, he, he_lane, ot })
+        Ok(Self { graph, settings, he, he_lane, joint_lane, ot })
     }
 
     /// Whether each party computes its share of a node alone, online: the client's share of the output is then no mask.
@@ -313,9 +318,26 @@ impl Plan {
         is_local(&self.graph.node(node).op, self.settings.linear)
     }
 
-    /// The HE lane's work offline, in order.
+    /// The HE lane's work offline for one inference, in order.
     pub fn he_lane(&self) -> &[HeTurn] {
         &self.he_lane
+    }
+
+    /// The same for the linear layers of [`Settings::together`] inferences, which are prepared before.
+    pub fn joint_lane(&self) -> &[HeTurn] {
+        &self.joint_lane
+    }
+
+    /// Most inferences that are prepared together: as many as fill the ciphertexts of the larger ring dimension with the rows of
+    /// their bucket.
+    pub fn most_together(&self) -> usize {
+        most_together(self.graph.tokens)
+    }
+
+    /// Bytes that either party holds of linear layers that are prepared together, until the inferences themselves are.
+    pub fn joint_bytes(&self) -> u64 {
+        let outputs = self.joint_lane.iter().map(|turn| self.graph.edge(self.graph.node(self.he[turn.item].0).output));
+        outputs.map(|edge| PackedShare::bytes(edge.len(), edge.ring)).sum::<u64>() * u64::from(self.settings.together)
     }
 
     /// The node's item of [`Self::he`] if it is answered online, and whether it is encrypted online too.
@@ -412,6 +434,11 @@ impl Plan {
     }
 }
 
+/// Most inferences of a bucket that are prepared together.
+pub(super) fn most_together(tokens: usize) -> usize {
+    (SetId::Matmul8192.spec().n / tokens.max(1)).clamp(1, usize::from(u16::MAX))
+}
+
 fn is_local(op: &Op, linear: LinearMode) -> bool {
     match op {
         Op::Linear { .. } => linear == LinearMode::Offline,
@@ -439,8 +466,8 @@ fn stages(graph: &Graph, is_local: impl Fn(&Op) -> bool) -> Vec<Stage> {
     stages
 }
 
-/// The offline turns of the items.
-fn he_lane(graph: &Graph, items: &[(NodeId, HeItem)], settings: &Settings) -> Vec<HeTurn> {
+/// The offline turns of the items of one inference, or of those that several share.
+fn he_lane(graph: &Graph, items: &[(NodeId, HeItem)], settings: &Settings, joint: bool) -> Vec<HeTurn> {
     // Responses after which the client knows its share of an edge.
     let mut known = vec![0usize; graph.edges.len()];
     let (mut lane, mut responses) = (Vec::new(), 0);
@@ -452,6 +479,11 @@ fn he_lane(graph: &Graph, items: &[(NodeId, HeItem)], settings: &Settings) -> Ve
         let Some((item, (_, work))) = items.next_if(|(_, (node, _))| *node == id) else { continue };
         let phase = work.phase(settings);
         if phase == HePhase::Online {
+            continue;
+        }
+        if joint != (work.together() > 1) {
+            // Results of several are there before the others begin, and wait for none of these.
+            known[node.output.0] = 0;
             continue;
         }
         let after = work.encrypted().iter().map(|e| known[e.0]).max().unwrap_or(0);

@@ -6,11 +6,13 @@ use std::{
 };
 
 use super::{ProtocolError, Result};
-use crate::he::{MATMUL_8192, MATMUL_16384, ParameterSet, ParameterSpec};
+use crate::he::{COLUMN_4096, MATMUL_8192, MATMUL_16384, ParameterSet, ParameterSpec};
 
 /// A parameter set of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SetId {
+    /// `column-4096`: columns of batch-column packing, as far as rings have room.
+    Column4096,
     /// `matmul-8192`: almost everything.
     Matmul8192,
     /// `matmul-16384`: rings that the other one has no room for.
@@ -19,11 +21,12 @@ pub enum SetId {
 
 impl SetId {
     /// From the cheapest to the widest.
-    pub const ALL: [Self; 2] = [Self::Matmul8192, Self::Matmul16384];
+    pub const ALL: [Self; 3] = [Self::Column4096, Self::Matmul8192, Self::Matmul16384];
 
     /// Its numbers.
     pub fn spec(self) -> ParameterSpec {
         match self {
+            Self::Column4096 => COLUMN_4096,
             Self::Matmul8192 => MATMUL_8192,
             Self::Matmul16384 => MATMUL_16384,
         }
@@ -34,7 +37,7 @@ impl SetId {
     /// # Errors
     /// Primes or security that are not there.
     pub fn params(self) -> Result<&'static ParameterSet> {
-        static SETS: [OnceLock<ParameterSet>; 2] = [OnceLock::new(), OnceLock::new()];
+        static SETS: [OnceLock<ParameterSet>; 3] = [const { OnceLock::new() }; 3];
         let slot = &SETS[self as usize];
         if let Some(params) = slot.get() {
             return Ok(params);
@@ -70,7 +73,7 @@ impl<K> FromIterator<(SetId, Arc<K>)> for KeySets<K> {
     }
 }
 
-/// Keys of the smallest set alone.
+/// Keys of [`SetId::Matmul8192`] alone.
 impl<K> From<Arc<K>> for KeySets<K> {
     fn from(keys: Arc<K>) -> Self {
         Self::from_iter([(SetId::Matmul8192, keys)])

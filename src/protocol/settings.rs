@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::ProtocolError;
+use super::{ClassPackings, ProtocolError};
 use crate::{
     arith::codec::CodecError,
     model::{Function, GraphOptions, Lookup, MergeSet, Rings},
@@ -313,6 +313,11 @@ pub struct Settings {
     pub products: ProductMode,
     /// How matrices lie in ciphertexts.
     pub packing: PackingKind,
+    /// How those of single linear layers do, where it is otherwise.
+    pub classes: ClassPackings,
+    /// Inferences whose rows share ciphertexts where a linear layer is in [`PackingKind::BatchColumn`] and offline: their linear
+    /// layers are prepared together. At least 1.
+    pub together: u16,
     /// The graph of model and bucket.
     pub graph: GraphOptions,
 }
@@ -326,11 +331,25 @@ impl Settings {
         linear: LinearMode::Offline,
         products: ProductMode::Masked,
         packing: PackingKind::Coefficient,
+        classes: ClassPackings::NONE,
+        together: 1,
         graph: GraphOptions { merge: MergeSet::NONE, rings: Rings::Pow2, lookup: Lookup::Public },
     };
 
     /// Bytes of the wire form.
-    pub const BYTES: usize = 6 + GraphOptions::BYTES;
+    pub const BYTES: usize = 6 + ClassPackings::BYTES + 2 + GraphOptions::BYTES;
+
+    /// How the matrices of a class of linear layers lie in ciphertexts.
+    pub fn packing_of(&self, class: usize) -> PackingKind {
+        self.classes.get(class).unwrap_or(self.packing)
+    }
+
+    /// What a kept correlation is good for: how the shares of its linear layers and products were made does not matter
+    /// any more.
+    pub fn kept(self) -> Self {
+        let Self { packing, classes, together, layout, .. } = Self::EXACT;
+        Self { packing, classes, together, layout, ..self }
+    }
 
     /// Whether the online phase needs the client's HE key and the server's switching keys, which live as long as a connection.
     pub fn he_online(&self) -> bool {
@@ -347,9 +366,13 @@ impl Settings {
 
     /// Wire form.
     pub fn to_bytes(self) -> [u8; Self::BYTES] {
-        let Self { methods, ot, layout, linear, products, packing, graph } = self;
-        let [a, b, c, d] = graph.to_bytes();
-        [methods.0, ot as u8, layout as u8, linear as u8, products as u8, packing as u8, a, b, c, d]
+        let Self { methods, ot, layout, linear, products, packing, classes, together, graph } = self;
+        let mut bytes = [0; Self::BYTES];
+        bytes[..6].copy_from_slice(&[methods.0, ot as u8, layout as u8, linear as u8, products as u8, packing as u8]);
+        bytes[6..14].copy_from_slice(&classes.to_bytes());
+        bytes[14..16].copy_from_slice(&together.to_le_bytes());
+        bytes[16..].copy_from_slice(&graph.to_bytes());
+        bytes
     }
 
     /// Reads the wire form.
@@ -357,7 +380,12 @@ impl Settings {
     /// # Errors
     /// Bits that have no meaning.
     pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Result<Self, CodecError> {
-        let [methods, ot, layout, linear, products, packing, graph @ ..] = bytes;
+        let [methods, ot, layout, linear, products, packing, c0, c1, c2, c3, c4, c5, c6, c7, low, high, graph @ ..] =
+            bytes;
+        let together = u16::from_le_bytes([low, high]);
+        if together == 0 {
+            return Err(CodecError::Invalid { what: "how many inferences are prepared together" });
+        }
         if methods & !Methods::SHARED.0 != 0 {
             return Err(CodecError::Invalid { what: "the methods of non-linear layers" });
         }
@@ -376,6 +404,8 @@ impl Settings {
             linear: choice(&LinearMode::ALL, linear, "the mode of linear layers")?,
             products: choice(&ProductMode::ALL, products, "the mode of products")?,
             packing: choice(&PackingKind::ALL, packing, "the packing")?,
+            classes: ClassPackings::from_bytes([c0, c1, c2, c3, c4, c5, c6, c7])?,
+            together,
             graph: GraphOptions::from_bytes(graph)?,
         })
     }
@@ -402,9 +432,16 @@ mod tests {
         }
         assert_eq!(seen, 32 * 2 * 4 * 2 * 2 * 5);
         let graph = GraphOptions { rings: Rings::Prime, lookup: Lookup::Private, merge: MergeSet::ALL };
-        let settings = Settings { graph, ..Settings::EXACT };
+        let classes = ClassPackings::NONE.with(3, PackingKind::BatchColumn);
+        let settings = Settings { graph, classes, together: 513, ..Settings::EXACT };
         assert_eq!(Settings::from_bytes(settings.to_bytes()).unwrap(), settings);
-        assert!(Settings::from_bytes([0, 0, 0, 0, 0, 0, 0, 0, 9, 0]).is_err());
+        assert_eq!((settings.packing_of(2), settings.packing_of(3)), (settings.packing, PackingKind::BatchColumn));
+        assert_eq!(settings.kept(), Settings { graph, ..Settings::EXACT });
+        for (byte, wrong) in [(13, 0xf0), (14, 0), (18, 9)] {
+            let mut bytes = Settings::EXACT.to_bytes();
+            bytes[byte] = wrong;
+            assert!(Settings::from_bytes(bytes).is_err(), "{byte}");
+        }
         for (field, limit) in limits.into_iter().enumerate() {
             let mut bytes = Settings::EXACT.to_bytes();
             bytes[field] = limit;

@@ -5,9 +5,9 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use super::{Plan, ProtocolError, Result};
+use super::{Plan, ProtocolError, Result, pack_ring, unpack_ring};
 use crate::{
     arith::{
         ShareModulus,
@@ -59,6 +59,126 @@ impl Drop for SecretVec {
     }
 }
 
+/// What all masks of one inference are derived from, each edge's by a generator of its own. Wiped when dropped.
+pub struct MaskSeed([u8; 32]);
+
+impl MaskSeed {
+    /// A fresh one.
+    pub fn draw(rng: &mut SecureRng) -> Self {
+        Self(rng.bytes32())
+    }
+
+    /// The mask of an edge, uniform over its ring.
+    fn mask(&self, graph: &Graph, id: EdgeId) -> SecretVec {
+        let mut seed = *blake3::keyed_hash(&self.0, &(id.0 as u64).to_le_bytes()).as_bytes();
+        let mut rng = SecureRng::from_seed(seed);
+        seed.zeroize();
+        let edge = graph.edge(id);
+        SecretVec(uniform(edge.ring, edge.len(), &mut rng))
+    }
+}
+
+impl ZeroizeOnDrop for MaskSeed {}
+
+impl Drop for MaskSeed {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// Secret ring elements at the bits of their ring, wiped when dropped: for what waits.
+pub struct PackedShare {
+    bytes: Zeroizing<Vec<u8>>,
+    count: usize,
+    ring: ShareModulus,
+}
+
+impl PackedShare {
+    /// Packs elements of a ring.
+    pub fn new(values: &[u64], ring: ShareModulus) -> Self {
+        Self { bytes: Zeroizing::new(pack_ring(values, ring)), count: values.len(), ring }
+    }
+
+    /// Bytes that `count` elements of a ring take.
+    pub fn bytes(count: usize, ring: ShareModulus) -> u64 {
+        count as u64 * u64::from(ring.bits()) / 8 + 1
+    }
+
+    /// The elements.
+    ///
+    /// # Errors
+    /// None, as nothing but [`Self::new`] makes one.
+    pub fn unpack(&self) -> Result<SecretVec> {
+        Ok(SecretVec(unpack_ring(&self.bytes, self.count, self.ring)?))
+    }
+}
+
+/// Where the client's shares come from that it encrypts.
+pub trait ShareSource {
+    /// The share of an edge in one of the inferences that are prepared together, the first where there is one.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Missing`] if it is not known yet.
+    fn share(&self, graph: &Graph, edge: EdgeId, inference: usize) -> Result<Arc<SecretVec>>;
+}
+
+impl ShareSource for ShareBoard {
+    fn share(&self, graph: &Graph, edge: EdgeId, _: usize) -> Result<Arc<SecretVec>> {
+        self.expect(graph, edge)
+    }
+}
+
+/// The client's part of the linear layers that were prepared together, for one inference: the seed of its masks, and its shares
+/// of the results.
+pub struct ClientLinear {
+    seed: MaskSeed,
+    results: Vec<(EdgeId, PackedShare)>,
+}
+
+impl ClientLinear {
+    /// An inference of which nothing is known but that its masks will be drawn.
+    pub fn draw(rng: &mut SecureRng) -> Self {
+        Self { seed: MaskSeed::draw(rng), results: Vec::new() }
+    }
+
+    /// Keeps its share of a linear result.
+    pub(super) fn put(&mut self, graph: &Graph, edge: EdgeId, share: &[u64]) {
+        self.results.push((edge, PackedShare::new(share, graph.edge(edge).ring)));
+    }
+
+    /// The share of an edge as [`ShareBoard`] would have it.
+    fn share(&self, graph: &Graph, edge: EdgeId) -> Result<SecretVec> {
+        if let Some((_, share)) = self.results.iter().find(|(known, _)| *known == edge) {
+            return share.unpack();
+        }
+        match graph.nodes.iter().find(|node| node.output == edge).map(|node| &node.op) {
+            Some(Op::Linear { .. }) => {
+                Err(ProtocolError::Missing { what: format!("the share of {}", graph.edge(edge).name) })
+            }
+            Some(op @ (Op::RowSum { input } | Op::ShiftLeft { input, .. })) => {
+                Ok(SecretVec(local(graph, op, *input, &self.share(graph, *input)?)))
+            }
+            _ => Ok(self.seed.mask(graph, edge)),
+        }
+    }
+}
+
+impl ShareSource for Vec<ClientLinear> {
+    fn share(&self, graph: &Graph, edge: EdgeId, inference: usize) -> Result<Arc<SecretVec>> {
+        let missing = || ProtocolError::Missing { what: format!("inference {inference} of those prepared together") };
+        Ok(Arc::new(self.get(inference).ok_or_else(missing)?.share(graph, edge)?))
+    }
+}
+
+/// What each party computes alone from its share of `input`, without weights.
+fn local(graph: &Graph, op: &Op, input: EdgeId, values: &[u64]) -> Vec<u64> {
+    let edge = graph.edge(input);
+    match op {
+        Op::ShiftLeft { bits, .. } => shifted(values, *bits, edge.ring),
+        _ => row_sums(values, edge.cols, edge.ring),
+    }
+}
+
 /// `count` uniform elements of a ring.
 pub fn uniform(ring: ShareModulus, count: usize, rng: &mut SecureRng) -> Vec<u64> {
     let mut out = vec![0; count];
@@ -80,18 +200,32 @@ pub fn row_sums(values: &[u64], cols: usize, ring: ShareModulus) -> Vec<u64> {
 impl ShareBoard {
     /// Draws every mask of a graph from a CSPRNG. Only outputs of local nodes are missing afterwards.
     pub fn draw(plan: &Plan, rng: &mut SecureRng) -> Self {
+        Self::from_seed(plan, &MaskSeed::draw(rng))
+    }
+
+    /// The same masks as the seed gives everywhere else.
+    fn from_seed(plan: &Plan, seed: &MaskSeed) -> Self {
         let graph = &plan.graph;
         let mut shares: Vec<Option<Arc<SecretVec>>> = vec![None; graph.edges.len()];
-        let mut mask = |id: EdgeId| {
-            let edge = graph.edge(id);
-            shares[id.0] = Some(Arc::new(SecretVec(uniform(edge.ring, edge.len(), rng))));
-        };
+        let mut mask = |id: EdgeId| shares[id.0] = Some(Arc::new(seed.mask(graph, id)));
         mask(graph.embedding);
         graph.pool.into_iter().for_each(&mut mask);
         graph.iter().filter(|(id, _)| !plan.is_local(*id)).for_each(|(_, n)| mask(n.output));
         let board = Self { state: Mutex::new(State { shares, version: 0, failed: false }), changed: Condvar::new() };
         board.follow(graph);
         board
+    }
+
+    /// The masks of an inference whose linear layers were prepared before, and its shares of their results.
+    ///
+    /// # Errors
+    /// As [`PackedShare::unpack`].
+    pub fn after(plan: &Plan, linear: &ClientLinear) -> Result<Self> {
+        let board = Self::from_seed(plan, &linear.seed);
+        for (edge, share) in &linear.results {
+            board.publish(&plan.graph, *edge, share.unpack()?.to_vec());
+        }
+        Ok(board)
     }
 
     /// All shares at once, as read back from a store.
@@ -134,12 +268,7 @@ impl ShareBoard {
             if state.shares[node.output.0].is_none()
                 && let Some(values) = state.shares[input.0].clone()
             {
-                let edge = graph.edge(input);
-                let share = match node.op {
-                    Op::ShiftLeft { bits, .. } => shifted(&values, bits, edge.ring),
-                    _ => row_sums(&values, edge.cols, edge.ring),
-                };
-                state.shares[node.output.0] = Some(Arc::new(SecretVec(share)));
+                state.shares[node.output.0] = Some(Arc::new(SecretVec(local(graph, &node.op, input, &values))));
             }
         }
         state.version += 1;

@@ -2,14 +2,14 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::*;
+use super::{small_model::small_model, *};
 use crate::{
     arith::sample::SecureRng,
     engine::cpu::CpuBackend,
     he::{BfvContext, HeClient as ClientKeys, HeCounters, HeServer as ServerKeys},
     model::{
-        Boundary, EdgeId, Evaluator, Exact, Function, GraphOptions, Inputs, Lookup, MergeSet, Model, NonLinear, Op,
-        Rings, execute,
+        Boundary, EdgeId, Evaluator, Exact, Execution, Function, GraphOptions, Inputs, Lookup, MergeSet, Model,
+        NonLinear, Op, Rings, execute,
     },
 };
 
@@ -17,7 +17,6 @@ pub(super) struct Parties {
     pub plan: Arc<Plan>,
     pub weights: Arc<crate::model::ServerWeights>,
     pub client_keys: Arc<ClientKeys>,
-    pub server_keys: Arc<ServerKeys>,
     pub client_sets: KeySets<ClientKeys>,
     pub server_sets: KeySets<ServerKeys>,
     pub model: Model,
@@ -30,7 +29,15 @@ impl Parties {
 
     pub fn with(tokens: usize, settings: Settings) -> Self {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/bert-tiny-sst2");
-        let model = Model::load(&dir).unwrap();
+        Self::of(Model::load(&dir).unwrap(), tokens, settings)
+    }
+
+    /// With a model that is small enough for many settings.
+    pub fn small(tokens: usize, settings: Settings) -> Self {
+        Self::of(small_model(), tokens, settings)
+    }
+
+    fn of(model: Model, tokens: usize, settings: Settings) -> Self {
         let mut rng = SecureRng::from_os().unwrap();
         let graph = model.client().graph_with(tokens, &settings.graph).unwrap();
         let plan = Plan::new(graph, &parameter_set().unwrap(), settings).unwrap();
@@ -52,7 +59,6 @@ impl Parties {
             plan: Arc::new(plan),
             weights: model.weights_for(settings.graph.lookup).unwrap(),
             client_keys: client_sets.get(SetId::Matmul8192).unwrap().clone(),
-            server_keys: server_sets.get(SetId::Matmul8192).unwrap().clone(),
             client_sets,
             server_sets,
             model,
@@ -69,9 +75,50 @@ impl Parties {
     pub fn run(&self, inputs: Inputs, interleaved: bool) -> (Vec<i64>, Arc<ClientCorrelation>, OnlineServer) {
         let mut rng = SecureRng::from_os().unwrap();
         let session = [7; 16];
-        let plan = &self.plan;
-        let client = Arc::new(ClientCorrelation::draw(session, plan, Box::new(MemoryTables::default()), &mut rng));
-        let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
+        let client = ClientCorrelation::draw(session, &self.plan, Box::new(MemoryTables::default()), &mut rng);
+        self.finish((client, ServerCorrelation::draw(session, &mut rng)), inputs, interleaved)
+    }
+
+    /// The correlations of all inferences whose linear layers are prepared together, the rest of their offline phases not done.
+    pub fn joint(&self) -> Vec<(ClientCorrelation, ServerCorrelation)> {
+        let (client, server) = self.joint_by(&mut |mut client, mut server| {
+            assert!(drive_pair(&mut client, &mut server).unwrap());
+            (client, server)
+        });
+        self.begin(client, server)
+    }
+
+    /// The machines of the work that inferences share, once `drive` has driven them.
+    pub fn joint_by(&self, drive: &mut dyn FnMut(HeClient, HeServer) -> (HeClient, HeServer)) -> (HeClient, HeServer) {
+        let mut rng = SecureRng::from_os().unwrap();
+        let client = HeClient::joint(self.plan.clone(), self.client_sets.clone(), rng.fork());
+        let (weights, keys) = (self.weights.clone(), self.server_sets.clone());
+        drive(client, HeServer::joint(self.plan.clone(), weights, keys, rng.fork()))
+    }
+
+    /// Correlations with the linear layers that machines have prepared together.
+    pub fn begin(&self, client: HeClient, server: HeServer) -> Vec<(ClientCorrelation, ServerCorrelation)> {
+        let mut rng = SecureRng::from_os().unwrap();
+        let pair = |(i, (client, server))| {
+            let session = [i as u8; 16];
+            let client =
+                ClientCorrelation::after(session, &self.plan, Box::<MemoryTables>::default(), &client).unwrap();
+            let own = ServerCorrelation::draw(session, &mut rng);
+            own.absorb(server).unwrap();
+            (client, own)
+        };
+        client.into_linear().into_iter().zip(server.into_linear()).enumerate().map(pair).collect()
+    }
+
+    /// As [`Self::run`] with correlations that are begun.
+    pub fn finish(
+        &self,
+        (client, server): (ClientCorrelation, ServerCorrelation),
+        inputs: Inputs,
+        interleaved: bool,
+    ) -> (Vec<i64>, Arc<ClientCorrelation>, OnlineServer) {
+        let mut rng = SecureRng::from_os().unwrap();
+        let (plan, client, server) = (&self.plan, Arc::new(client), Arc::new(server));
         let nodes = plan.ot_nodes(!interleaved, true);
         let mut he = HeClient::new(plan.clone(), client.clone(), self.client_sets.clone(), rng.fork());
         let mut he_server =
@@ -125,7 +172,52 @@ fn every_edge_equals_the_oracle_in_every_packing() {
         (PackingKind::Coefficient, offline, ProductMode::Fhgs, prime),
         (PackingKind::BatchColumn, offline, ProductMode::Masked, GraphOptions::default()),
     ] {
-        every_edge_equals_in(Settings { packing, linear, products, graph, ..Settings::EXACT }, &[false]);
+        let settings = Settings { packing, linear, products, graph, ..Settings::EXACT };
+        every_edge_equals_of(&Parties::small(8, settings), &[false]);
+    }
+}
+
+/// Linear layers of several inferences in the same ciphertexts: every inference is as if it were alone, and every product was
+/// made once for all.
+#[test]
+fn inferences_prepared_together_equal_the_oracle() {
+    let merge: MergeSet = [Boundary::Middle, Boundary::Hidden].into_iter().collect();
+    let merged = GraphOptions { merge, ..GraphOptions::default() };
+    let prime = GraphOptions { rings: Rings::Prime, ..GraphOptions::default() };
+    let shared = Settings { packing: PackingKind::BatchColumn, together: 3, ..Settings::EXACT };
+    let head = ClassPackings::NONE.with(0, PackingKind::BatchColumn);
+    for settings in [
+        shared,
+        // Some results are encrypted again for others.
+        Settings { together: 2, graph: merged, ..shared },
+        // One class of layers is prepared together, all others are not.
+        Settings { packing: PackingKind::Coefficient, classes: head, together: 2, ..shared },
+        Settings { together: 2, graph: prime, products: ProductMode::Fhgs, ..shared },
+    ] {
+        let parties = Parties::small(8, settings);
+        let graph = &parties.plan.graph;
+        let costs = parties.plan.he_costs().unwrap();
+        let before = parties.counters();
+        let correlations = parties.joint();
+        assert_eq!(correlations.len(), usize::from(settings.together));
+        let after = parties.counters();
+        let done = |of: fn(&HeCounters) -> u64| -> u64 {
+            after.iter().map(of).sum::<u64>() - before.iter().map(of).sum::<u64>()
+        };
+        assert_eq!(done(|c| c.scalar_products), costs.joint.scalar_products);
+        assert_eq!(done(|c| c.encrypted), costs.joint.ciphertexts_up);
+        assert_eq!(done(|c| c.responded), costs.joint.ciphertexts_down);
+        let alone = settings.packing == PackingKind::BatchColumn;
+        assert!(costs.joint.scalar_products > 0 && (costs.total().scalar_products == 0 || !alone));
+        for (correlation, text) in correlations.into_iter().zip(["ab cd", "q", "xyz abc"]) {
+            let text = parties.model.client().encode(text, None, 8).unwrap();
+            let inputs = parties.model.client().inputs_for(&text, settings.graph.lookup).unwrap();
+            let oracle = execute(graph, &parties.weights, &inputs).unwrap();
+            assert_eq!(oracle.overflow_count(), 0);
+            let (output, client, server) = parties.finish(correlation, inputs, false);
+            equals(graph, &oracle, &client, &server);
+            assert_eq!(output, oracle.edge(graph.output));
+        }
     }
 }
 
@@ -138,7 +230,7 @@ fn every_edge_equals_the_oracle_with_merged_boundaries() {
         (Rings::Prime, PackingKind::TokensFirst, ProductMode::Fhgs),
     ] {
         let graph = GraphOptions { merge, rings, ..GraphOptions::default() };
-        every_edge_equals_in(Settings { packing, products, graph, ..Settings::EXACT }, &[false]);
+        every_edge_equals_of(&Parties::small(8, Settings { packing, products, graph, ..Settings::EXACT }), &[false]);
     }
 }
 
@@ -165,7 +257,11 @@ fn every_edge_equals(settings: Settings) {
 }
 
 fn every_edge_equals_in(settings: Settings, tables: &[bool]) {
-    let parties = Parties::with(8, settings);
+    every_edge_equals_of(&Parties::with(8, settings), tables);
+}
+
+fn every_edge_equals_of(parties: &Parties, tables: &[bool]) {
+    let settings = parties.plan.settings;
     let costs = parties.plan.he_costs().unwrap();
     let text = parties.model.client().encode("a charming and moving film", None, 8).unwrap();
     let inputs = parties.model.client().inputs_for(&text, settings.graph.lookup).unwrap();
@@ -185,15 +281,20 @@ fn every_edge_equals_in(settings: Settings, tables: &[bool]) {
         assert_eq!(done(|c| c.key_switches), total.key_switches);
         assert_eq!(done(|c| c.encrypted), total.ciphertexts_up);
         assert_eq!(done(|c| c.responded), total.ciphertexts_down);
-        for (i, edge) in graph.edges.iter().enumerate() {
-            let id = EdgeId(i);
-            let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
-            let sum: Vec<u64> = a.iter().zip(b).map(|(&x, &y)| edge.ring.add(x, y)).collect();
-            let expected = oracle.residues(graph, id);
-            let wrong = sum.iter().zip(&expected).filter(|(x, y)| x != y).count();
-            assert_eq!(wrong, 0, "{} of {} elements of {} differ", wrong, sum.len(), edge.name);
-        }
+        equals(graph, &oracle, &client, &server);
         assert_eq!(output, oracle.edge(graph.output));
+    }
+}
+
+/// That the shares of every edge add up to what the oracle has there.
+fn equals(graph: &crate::model::Graph, oracle: &Execution, client: &ClientCorrelation, server: &OnlineServer) {
+    for (i, edge) in graph.edges.iter().enumerate() {
+        let id = EdgeId(i);
+        let (a, b) = (client.board.expect(graph, id).unwrap(), server.share_of(id).unwrap());
+        let sum: Vec<u64> = a.iter().zip(b).map(|(&x, &y)| edge.ring.add(x, y)).collect();
+        let expected = oracle.residues(graph, id);
+        let wrong = sum.iter().zip(&expected).filter(|(x, y)| x != y).count();
+        assert_eq!(wrong, 0, "{} of {} elements of {} differ", wrong, sum.len(), edge.name);
     }
 }
 

@@ -59,14 +59,37 @@ struct Run {
 }
 
 fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
-    let log = Log::default();
     let mut rng = SecureRng::from_os().unwrap();
-    let plan = &parties.plan;
     let mut session = [0; 16];
     session.copy_from_slice(&rng.bytes32()[..16]);
     let tables = Box::new(MemoryTables::default());
-    let client = Arc::new(ClientCorrelation::draw(session, plan, tables, &mut rng));
-    let server = Arc::new(ServerCorrelation::draw(session, &mut rng));
+    let client = ClientCorrelation::draw(session, &parties.plan, tables, &mut rng);
+    run_with(parties, (client, ServerCorrelation::draw(session, &mut rng)), inputs, interleaved)
+}
+
+/// The messages of the work that inferences share, and what each goes on with.
+fn run_joint(parties: &Parties) -> (Vec<Sent>, Vec<(ClientCorrelation, ServerCorrelation)>) {
+    let log = Log::default();
+    let (client, server) = parties.joint_by(&mut |client, server| {
+        let mut client = Kept { inner: client, up: true, log: log.clone() };
+        let mut server = Kept { inner: server, up: false, log: log.clone() };
+        assert!(drive_pair(&mut client, &mut server).unwrap());
+        (client.inner, server.inner)
+    });
+    let correlations = parties.begin(client, server);
+    let log = std::mem::take(&mut *log.0.lock().unwrap());
+    (log, correlations)
+}
+
+fn run_with(
+    parties: &Parties,
+    (client, server): (ClientCorrelation, ServerCorrelation),
+    inputs: Inputs,
+    interleaved: bool,
+) -> Run {
+    let log = Log::default();
+    let mut rng = SecureRng::from_os().unwrap();
+    let (plan, client, server) = (&parties.plan, Arc::new(client), Arc::new(server));
     let nodes = plan.ot_nodes(!interleaved, true);
     let (keys, params) = (&parties.client_keys, parties.client_keys.context().params().clone());
     log.0.lock().unwrap().push(Sent {
@@ -82,9 +105,9 @@ fn run(parties: &Parties, inputs: Inputs, interleaved: bool) -> Run {
     fn down<M>(inner: M, log: &Log) -> Kept<M> {
         Kept { inner, up: false, log: log.clone() }
     }
-    let mut he = up(HeClient::new(plan.clone(), client.clone(), keys.clone(), rng.fork()), &log);
+    let mut he = up(HeClient::new(plan.clone(), client.clone(), parties.client_sets.clone(), rng.fork()), &log);
     let he_server =
-        HeServer::new(plan.clone(), server.clone(), parties.weights.clone(), parties.server_keys.clone(), rng.fork());
+        HeServer::new(plan.clone(), server.clone(), parties.weights.clone(), parties.server_sets.clone(), rng.fork());
     let mut he_server = down(he_server, &log);
     assert!(drive_pair(&mut he, &mut he_server).unwrap());
     let mut ot = up(OtClient::new(plan.clone(), client.clone(), nodes.clone(), rng.fork()), &log);
@@ -426,45 +449,95 @@ fn what_is_sent_was_forecast() {
         Settings { linear: LinearMode::Online, ..Settings::EXACT },
     ];
     for settings in settings {
-        let parties = Parties::with(8, settings);
-        let plan = &parties.plan;
-        let forecast = Forecast::new(plan).unwrap();
-        let (mut offline, mut online) = (Flow::default(), Flow::default());
-        let mut nodes: HashMap<NodeId, [Flow; 2]> = HashMap::new();
-        let mut begun = false;
-        for Sent { up, message } in run(&parties, inputs(&parties, "forecast"), false).log {
-            begun |= matches!(message, Message::Input { .. });
-            let node = match &message {
-                Message::Keys { .. } => continue,
-                Message::HeUpload { item, .. } | Message::HeResponse { item, .. } => Some(plan.he[*item as usize].0),
-                Message::Extend { node, .. }
-                | Message::Tables { node, .. }
-                | Message::ProductDown { node, .. }
-                | Message::ProductUp { node, .. }
-                | Message::Shared { node, .. }
-                | Message::Labels { node, .. }
-                | Message::Masked { node, .. }
-                | Message::Colours { node, .. }
-                | Message::Restored { node, .. } => Some(NodeId(*node as usize)),
-                _ => None,
-            };
-            let bytes = message.encode().len() as u64;
-            let sent = match up {
-                true => Flow { up: bytes, messages_up: 1, ..Flow::default() },
-                false => Flow { down: bytes, messages_down: 1, ..Flow::default() },
-            };
-            let phase = usize::from(begun);
-            *[&mut offline, &mut online][phase] += sent;
-            if let Some(node) = node {
-                nodes.entry(node).or_default()[phase] += sent;
+        let parties = Parties::small(8, settings);
+        let forecast = Forecast::new(&parties.plan).unwrap();
+        assert_eq!((forecast.together, forecast.joint), (1, Flow::default()));
+        let run = run(&parties, inputs(&parties, "forecast"), false);
+        was_forecast(&parties.plan, &forecast, &[], &run.log);
+    }
+}
+
+/// The same of inferences that share ciphertexts: what they share once, and the rest of each.
+#[test]
+fn what_is_sent_together_was_forecast() {
+    let columns = ClassPackings::NONE.with(0, PackingKind::BatchColumn);
+    for settings in [
+        Settings { packing: PackingKind::BatchColumn, together: 3, ..Settings::EXACT },
+        Settings { classes: columns, together: 2, layout: Layout::Bytes, ..Settings::EXACT },
+    ] {
+        let parties = Parties::small(8, settings);
+        let forecast = Forecast::new(&parties.plan).unwrap();
+        assert_eq!(forecast.together, u64::from(settings.together));
+        let (joint, correlations) = run_joint(&parties);
+        assert_eq!(correlations.len(), usize::from(settings.together));
+        for correlation in correlations {
+            let run = run_with(&parties, correlation, inputs(&parties, "forecast"), false);
+            was_forecast(&parties.plan, &forecast, &joint, &run.log);
+        }
+    }
+}
+
+/// What inferences prepared together reveal is under masks of their own, and holds no secret of any of them.
+#[test]
+fn inferences_prepared_together_share_no_mask() {
+    let parties = Parties::small(8, Settings { packing: PackingKind::BatchColumn, together: 3, ..Settings::EXACT });
+    let (joint, correlations) = run_joint(&parties);
+    let inputs = inputs(&parties, "the same text");
+    let mut opened = HashSet::new();
+    let mut masks = HashSet::new();
+    for correlation in correlations {
+        let run = run_with(&parties, correlation, inputs.clone(), false);
+        let needles = secrets(&parties, &run, &inputs);
+        for Sent { message, .. } in joint.iter().chain(&run.log) {
+            assert_eq!(needles.find(&message.encode()), None, "{}", message.name());
+            if let Message::Input { embedding, .. } = message {
+                assert!(opened.insert(embedding.clone()));
             }
         }
-        for node in &forecast.nodes {
-            let found = nodes.get(&node.node).copied().unwrap_or_default();
-            assert_eq!([node.offline, node.online], found, "{}", plan.graph.node(node.node).name);
+        for (node, mask) in &run.server.linear {
+            assert!(masks.insert((node.0, mask.clone())));
         }
-        assert_eq!((forecast.offline, forecast.online), (offline, online));
-        assert_eq!(forecast.ots, plan.all_cots().total() as u64);
-        assert_eq!(forecast.and_gates, plan.and_gates());
     }
+    assert_eq!(opened.len(), 3);
+}
+
+/// That messages are those of a forecast, node by node.
+fn was_forecast(plan: &Plan, forecast: &Forecast, joint: &[Sent], log: &[Sent]) {
+    let mut sums = [Flow::default(); 3];
+    let mut nodes: HashMap<NodeId, [Flow; 3]> = HashMap::new();
+    let mut begun = false;
+    for (shared, Sent { up, message }) in joint.iter().map(|s| (true, s)).chain(log.iter().map(|s| (false, s))) {
+        begun |= matches!(message, Message::Input { .. });
+        let node = match &message {
+            Message::Keys { .. } => continue,
+            Message::HeUpload { item, .. } | Message::HeResponse { item, .. } => Some(plan.he[*item as usize].0),
+            Message::Extend { node, .. }
+            | Message::Tables { node, .. }
+            | Message::ProductDown { node, .. }
+            | Message::ProductUp { node, .. }
+            | Message::Shared { node, .. }
+            | Message::Labels { node, .. }
+            | Message::Masked { node, .. }
+            | Message::Colours { node, .. }
+            | Message::Restored { node, .. } => Some(NodeId(*node as usize)),
+            _ => None,
+        };
+        let bytes = message.encode().len() as u64;
+        let sent = match up {
+            true => Flow { up: bytes, messages_up: 1, ..Flow::default() },
+            false => Flow { down: bytes, messages_down: 1, ..Flow::default() },
+        };
+        let phase = if shared { 2 } else { usize::from(begun) };
+        sums[phase] += sent;
+        if let Some(node) = node {
+            nodes.entry(node).or_default()[phase] += sent;
+        }
+    }
+    for node in &forecast.nodes {
+        let found = nodes.get(&node.node).copied().unwrap_or_default();
+        assert_eq!([node.offline, node.online, node.joint], found, "{}", plan.graph.node(node.node).name);
+    }
+    assert_eq!([forecast.offline, forecast.online, forecast.joint], sums);
+    assert_eq!(forecast.ots, plan.all_cots().total() as u64);
+    assert_eq!(forecast.and_gates, plan.and_gates());
 }

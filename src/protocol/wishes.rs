@@ -3,8 +3,10 @@
 use std::str::FromStr;
 
 use super::{
-    Circumstances, Decision, Estimate, Forecast, LinearMode, Nonlinear, OtChoice, PackingKind, Plan, ProductMode,
-    Result, Settings, choose::decide, parameter_set,
+    Circumstances, Decision, Estimate, Forecast, LinearMode, Nonlinear, OtChoice, PackingChoice, PackingKind, Plan,
+    ProductMode, ProtocolError, Result, Settings,
+    choose::{decide, seconds_text},
+    packings, parameter_set,
 };
 use crate::model::{Boundary, Graph, GraphOptions, Lookup, MergeSet, ModelSpec, Rings};
 
@@ -45,7 +47,9 @@ pub struct Wishes {
     /// How products of two shared matrices are made.
     pub products: ProductMode,
     /// How matrices lie in ciphertexts. Those in slots bring rings of prime order with them.
-    pub packing: PackingKind,
+    pub packing: PackingChoice,
+    /// Inferences that are prepared one after the other, and may share ciphertexts; 0 counts as 1.
+    pub count: usize,
     /// Boundaries between linear operations.
     pub merge: Merge,
     /// Where tokens become vectors.
@@ -56,33 +60,107 @@ pub struct Wishes {
 
 impl Wishes {
     /// The settings that are asked for and not to be chosen, nothing merged.
-    fn base(&self) -> Settings {
-        let rings = match self.packing {
+    fn base(&self, packing: PackingKind) -> Settings {
+        let rings = match packing {
             PackingKind::Coefficient | PackingKind::BatchColumn => Rings::Pow2,
             PackingKind::TokensFirst | PackingKind::TokensFirstPlain | PackingKind::FeaturesFirst => Rings::Prime,
         };
         let graph = GraphOptions { merge: MergeSet::NONE, rings, lookup: self.lookup };
-        let Self { linear, products, packing, .. } = *self;
+        let Self { linear, products, .. } = *self;
         Settings { linear, products, packing, graph, ..Settings::EXACT }
     }
 
-    /// Chooses what is left to choose, for a model and a bucket of `tokens`; reasons come for every choice.
+    /// Chooses what is left to choose, for a model and a bucket of `tokens`; reasons come for every choice. What is chosen for
+    /// one inference and for several together differs in nothing that a kept correlation is bound to ([`Settings::kept`]).
     ///
     /// # Errors
     /// A graph that cannot be built as it is wished, or work that no parameters carry.
-    pub fn settle(&self, spec: &ModelSpec, tokens: usize, circumstances: &Circumstances) -> Result<Decision> {
+    pub fn settle(&self, spec: &ModelSpec, tokens: usize, c: &Circumstances) -> Result<Decision> {
         if let Some(variant) = self.variant {
-            return self.decide(spec, tokens, variant, circumstances);
+            return self.decide(spec, tokens, variant, c);
         }
-        let mut base = self.base();
+        match self.packing {
+            PackingChoice::Fixed(kind) => {
+                let mut decision = self.settle_graph(spec, tokens, kind, c)?;
+                if kind == PackingKind::BatchColumn {
+                    let graph = Graph::build(spec, tokens, &decision.settings.graph)?;
+                    let size = packings::together(&graph, &decision.settings, self.count.max(1));
+                    decision.settings.together = size as u16;
+                    if size > 1 {
+                        decision.reasons.push(format!("{size} inferences share the ciphertexts of linear layers"));
+                    }
+                }
+                Ok(decision)
+            }
+            PackingChoice::Auto => self.settle_packing(spec, tokens, c),
+        }
+    }
+
+    /// Slots or not, as is cheaper for a single inference; then the packing of every class of linear layers.
+    fn settle_packing(&self, spec: &ModelSpec, tokens: usize, c: &Circumstances) -> Result<Decision> {
+        let params = parameter_set()?;
+        let mut best = self.settle_graph(spec, tokens, PackingKind::Coefficient, c)?;
+        let graph = |settings: &Settings| Graph::build(spec, tokens, &settings.graph);
+        let own = packings::whole_price(&graph(&best.settings)?, &params, &best.settings, c)?;
+        // Rings of prime order make everything else dearer, never cheaper: what does not save homomorphic work saves nothing.
+        let slots = Settings { layout: best.settings.layout, ..self.base(PackingKind::TokensFirst) };
+        let slots_price = graph(&slots)
+            .map_err(ProtocolError::from)
+            .and_then(|graph| packings::whole_price(&graph, &params, &slots, c));
+        match slots_price {
+            Ok(price) if price < own => {
+                let settled = self.settle_graph(spec, tokens, PackingKind::TokensFirst, c);
+                let whole = |settings: Settings| seconds(graph(&settings)?, settings, c);
+                if let Ok(settled) = settled
+                    && whole(settled.settings)? < whole(best.settings)?
+                {
+                    best = settled;
+                }
+                best.reasons.push(format!(
+                    "slots: estimated {} of HE instead of {}",
+                    seconds_text(price),
+                    seconds_text(own)
+                ));
+            }
+            Ok(price) => {
+                let (price, own) = (seconds_text(price), seconds_text(own));
+                best.reasons
+                    .push(format!("no slots: tokens-first is estimated to take {price} of HE instead of {own}"));
+            }
+            Err(_) => best.reasons.push("no slots: no prime rings carry this model".into()),
+        }
+        let chosen = packings::choose(&graph(&best.settings)?, &params, best.settings, self.count.max(1), c)?;
+        let mut reasons = chosen.reasons;
+        let mut settings = chosen.settings;
+        if settings != best.settings {
+            // The sums above do not see what runs side by side.
+            let (before, after) =
+                (seconds(graph(&best.settings)?, best.settings, c)?, seconds(graph(&settings)?, settings, c)?);
+            if after >= before {
+                (settings, reasons) = (
+                    best.settings,
+                    vec![format!(
+                        "linear layers: {}, as columns save nothing where work and link are used side by side",
+                        best.settings.packing.name()
+                    )],
+                );
+            }
+        }
+        best.reasons.extend(reasons);
+        Ok(Decision { settings, reasons: best.reasons })
+    }
+
+    /// Everything but the packing of classes.
+    fn settle_graph(&self, spec: &ModelSpec, tokens: usize, kind: PackingKind, c: &Circumstances) -> Result<Decision> {
+        let mut base = self.base(kind);
         match self.merge {
             Merge::Off => {}
             Merge::On => {
                 base.graph.merge = Graph::largest_merge(spec, tokens, base.graph.rings, base.graph.lookup)?;
             }
-            Merge::Auto => return self.settle_merging(spec, tokens, base, circumstances),
+            Merge::Auto => return self.settle_merging(spec, tokens, base, c),
         }
-        let mut decision = self.decide(spec, tokens, base, circumstances)?;
+        let mut decision = self.decide(spec, tokens, base, c)?;
         if self.merge == Merge::On {
             decision.reasons.push(format!("merged, as the rings have room: {}", base.graph.merge));
         }
@@ -133,7 +211,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::model::Model;
+    use crate::{model::Model, protocol::ClassPackings};
 
     const FAST: Circumstances = Circumstances { byte: 0.0, round_trip: 0.0, aes_block: 4e-9, ntt: 1e-5, threads: 2 };
 
@@ -145,7 +223,37 @@ mod tests {
     #[test]
     fn the_default_is_the_exact_mode() {
         let decision = Wishes::default().settle(&spec(), 8, &FAST).unwrap();
+        assert_eq!(decision.settings, Settings::EXACT);
+        for words in ["no slots: tokens-first is estimated", "linear layers: coefficient, estimated"] {
+            assert!(decision.reasons.iter().any(|r| r.starts_with(words)), "{:?}", decision.reasons);
+        }
+        let fixed = Wishes { packing: PackingChoice::Fixed(PackingKind::Coefficient), ..Wishes::default() };
+        let decision = fixed.settle(&spec(), 8, &FAST).unwrap();
         assert_eq!((decision.settings, decision.reasons), (Settings::EXACT, Vec::new()));
+    }
+
+    /// Inferences share ciphertexts where that is forced, or cheaper; what is kept is then good for one alone.
+    #[test]
+    fn several_inferences_share_columns() {
+        let spec = spec();
+        let columns = PackingChoice::Fixed(PackingKind::BatchColumn);
+        for (count, together) in [(0, 1), (1, 1), (3, 3), (2000, 1024)] {
+            let wishes = Wishes { packing: columns, count, ..Wishes::default() };
+            let settings = wishes.settle(&spec, 8, &FAST).unwrap().settings;
+            assert_eq!((settings.packing, settings.together), (PackingKind::BatchColumn, together));
+        }
+        let online = Wishes { packing: columns, count: 3, linear: LinearMode::Online, ..Wishes::default() };
+        assert_eq!(online.settle(&spec, 8, &FAST).unwrap().settings.together, 1);
+
+        let one = Wishes::default().settle(&spec, 64, &FAST).unwrap().settings;
+        let Decision { settings, reasons } =
+            Wishes { count: 64, ..Wishes::default() }.settle(&spec, 64, &FAST).unwrap();
+        assert!(settings.together > 1 && settings.classes != ClassPackings::NONE, "{reasons:?}");
+        assert!(reasons.iter().any(|r| r.contains("batch_column") && r.contains("inferences together")), "{reasons:?}");
+        assert_eq!(settings.kept(), one.kept());
+        let time =
+            |settings: Settings| seconds(Graph::build(&spec, 64, &settings.graph).unwrap(), settings, &FAST).unwrap();
+        assert!(time(settings) < time(one));
     }
 
     #[test]
@@ -154,13 +262,13 @@ mod tests {
         let wishes = Wishes {
             linear: LinearMode::Online,
             products: ProductMode::Fhgs,
-            packing: PackingKind::TokensFirst,
+            packing: PackingChoice::Fixed(PackingKind::TokensFirst),
             merge: Merge::On,
             ..Wishes::default()
         };
         let Decision { settings, reasons } = wishes.settle(&spec, 8, &FAST).unwrap();
         assert_eq!((settings.linear, settings.products), (wishes.linear, wishes.products));
-        assert_eq!((settings.packing, settings.graph.rings), (wishes.packing, Rings::Prime));
+        assert_eq!((settings.packing, settings.graph.rings), (PackingKind::TokensFirst, Rings::Prime));
         let largest = Graph::largest_merge(&spec, 8, Rings::Prime, Lookup::Public).unwrap();
         assert!(settings.graph.merge == largest && largest.contains(Boundary::Scores));
         assert!(reasons.iter().any(|r| r.starts_with("merged")), "{reasons:?}");

@@ -11,11 +11,15 @@ use super::{
     print::{bytes, totals},
 };
 use crate::{
-    he::ParameterSet,
+    he::{GaloisKeys, ParameterSet, SeededCiphertexts},
     model::{Graph, NodeId, Op},
-    net::{frame::FRAME_OVERHEAD, session::opening},
+    net::{
+        frame::FRAME_OVERHEAD,
+        session::{joint_opening, opening},
+    },
     protocol::{
-        Circumstances, Estimate, Flow, Forecast, HeItem, LayerKind, Method, NodeForecast, OtPlan, Plan, parameter_set,
+        Circumstances, Estimate, Flow, Forecast, HeItem, KEY_BLOCK, LayerKind, Method, NodeForecast, OtPlan, Plan,
+        SetId, parameter_set,
     },
 };
 
@@ -30,7 +34,7 @@ pub enum Making {
     Before,
 }
 
-/// The costs of one inference by a plan.
+/// The costs of one inference by a plan; of what several share, its part.
 ///
 /// # Errors
 /// Sizes that cannot be counted.
@@ -53,6 +57,12 @@ fn predicted(plan: &Plan, forecast: &Forecast, estimate: &Estimate, making: Maki
         }
     }
     let mut rounds = forecast.offline_rounds + 1;
+    if forecast.together > 1 {
+        let mut joint = forecast.joint;
+        joint += joint_opening();
+        offline += joint.part(forecast.together);
+        rounds += (forecast.joint_rounds + 1).div_ceil(forecast.together);
+    }
     if making == Making::Before {
         (offline, before, rounds) = (Flow::default(), 0.0, 1);
     }
@@ -64,10 +74,48 @@ fn predicted(plan: &Plan, forecast: &Forecast, estimate: &Estimate, making: Maki
     Predicted {
         offline: phase(offline, before.max(0.0), rounds),
         online: phase(online, after, forecast.online_rounds),
-        products: forecast.he.products,
-        key_switches: forecast.he.key_switches,
+        products: forecast.he.products + forecast.joint_he.products.div_ceil(forecast.together),
+        key_switches: forecast.he.key_switches + forecast.joint_he.key_switches.div_ceil(forecast.together),
         and_gates: forecast.and_gates,
         ots: forecast.ots,
+    }
+}
+
+/// What several inferences share.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedJoint {
+    /// Inferences whose linear layers are prepared together.
+    pub inferences: u64,
+    /// Payload bytes to the server, for all of them.
+    pub bytes_up: u64,
+    /// Payload bytes to the client, for all of them.
+    pub bytes_down: u64,
+    /// Products of ciphertexts and integers, for all of them.
+    pub scalar_products: u64,
+    /// Ciphertexts to the server, for all of them.
+    pub ciphertexts_up: u64,
+    /// Ciphertexts to the client, for all of them.
+    pub ciphertexts_down: u64,
+    /// Bytes that either party holds of them until the inferences themselves are prepared.
+    pub memory_bytes: u64,
+    /// Seconds of work for one of them, on all threads.
+    pub seconds_each: f64,
+}
+
+impl PlannedJoint {
+    fn new(plan: &Plan, forecast: &Forecast, estimate: &Estimate) -> Option<Self> {
+        let shared = |node: &NodeForecast| node.joint_he.ciphertexts_up > 0 || node.joint_he.ciphertexts_down > 0;
+        let seconds = forecast.nodes.iter().zip(&estimate.nodes).filter(|(node, _)| shared(node));
+        (forecast.together > 1).then(|| Self {
+            inferences: forecast.together,
+            bytes_up: forecast.joint.up,
+            bytes_down: forecast.joint.down,
+            scalar_products: forecast.joint_he.scalar_products,
+            ciphertexts_up: forecast.joint_he.ciphertexts_up,
+            ciphertexts_down: forecast.joint_he.ciphertexts_down,
+            memory_bytes: plan.joint_bytes(),
+            seconds_each: seconds.map(|(_, seconds)| seconds.offline).sum(),
+        })
     }
 }
 
@@ -84,7 +132,8 @@ pub struct PlannedNode {
     pub ring_bits: u32,
     /// How it is computed: packing, product mode or the way of its non-linear layer.
     pub how: String,
-    /// Payload bytes of the offline phase, up and down; OTs that are made for all nodes together are not among them.
+    /// Payload bytes of the offline phase, up and down, of what several inferences share its part; OTs that are made for all
+    /// nodes together are not among them.
     pub offline_bytes: (u64, u64),
     /// Payload bytes of the online phase, up and down.
     pub online_bytes: (u64, u64),
@@ -92,6 +141,8 @@ pub struct PlannedNode {
     pub flights: usize,
     /// Plaintext-ciphertext products.
     pub products: u64,
+    /// Products of ciphertexts and integers, of what several inferences share its part.
+    pub scalar_products: u64,
     /// Key switches.
     pub key_switches: u64,
     /// AND gates.
@@ -123,6 +174,8 @@ pub struct PlanReport {
     pub reasons: Vec<String>,
     /// The whole inference.
     pub predicted: Predicted,
+    /// What it shares with others, of which it bears its part.
+    pub joint: Option<PlannedJoint>,
     /// Bytes of the client's keys, once a connection.
     pub key_bytes: u64,
     /// Bytes that both parties keep in memory between the phases.
@@ -152,21 +205,23 @@ impl PlanReport {
     /// # Errors
     /// Sizes that cannot be counted.
     pub fn new(plan: &Plan, circumstances: &Circumstances, names: Names) -> Result<Self, ReportError> {
-        let params = parameter_set()?;
         let forecast = Forecast::new(plan)?;
         let estimate = Estimate::new(plan, &forecast, circumstances)?;
+        let together = forecast.together;
         let planned = |(node, seconds): (&NodeForecast, &crate::protocol::NodeSeconds)| {
             let (own, out) = (plan.graph.node(node.node), plan.graph.edge(plan.graph.node(node.node).output));
+            let joint = node.joint.part(together);
             PlannedNode {
                 name: own.name.clone(),
                 layer: own.layer,
                 shape: (out.rows, out.cols),
                 ring_bits: out.ring.bits(),
                 how: how(plan, node.node),
-                offline_bytes: (node.offline.up, node.offline.down),
+                offline_bytes: (node.offline.up + joint.up, node.offline.down + joint.down),
                 online_bytes: (node.online.up, node.online.down),
                 flights: node.flights,
                 products: node.he.products,
+                scalar_products: node.he.scalar_products + node.joint_he.scalar_products.div_ceil(together),
                 key_switches: node.he.key_switches,
                 and_gates: node.and_gates,
                 ots: node.ots,
@@ -183,7 +238,8 @@ impl PlanReport {
             layout: plan.settings.layout.name().into(),
             reasons: names.reasons,
             predicted: predicted(plan, &forecast, &estimate, Making::Offline),
-            key_bytes: key_bytes(&params),
+            joint: PlannedJoint::new(plan, &forecast, &estimate),
+            key_bytes: key_bytes(plan)?,
             memory_bytes: estimate.memory,
             table_bytes: plan.table_bytes(),
             nodes: forecast.nodes.iter().zip(&estimate.nodes).map(planned).collect(),
@@ -191,10 +247,22 @@ impl PlanReport {
     }
 }
 
-fn key_bytes(params: &ParameterSet) -> u64 {
-    // A public key is an encryption of zero.
-    let galois = crate::he::GaloisKeys::byte_len(params, crate::protocol::KEY_BLOCK).unwrap_or(0);
-    (galois + crate::he::SeededCiphertexts::byte_len(params, 1).unwrap_or(0)) as u64
+/// Bytes of the keys of every connection, and of those that this plan needs besides.
+fn key_bytes(plan: &Plan) -> Result<u64, ReportError> {
+    let keys = |params: &ParameterSet, elements: usize| {
+        // A public key is an encryption of zero.
+        let galois = GaloisKeys::byte_len_for(params, elements).unwrap_or(0);
+        (galois + SeededCiphertexts::byte_len(params, 1).unwrap_or(0)) as u64
+    };
+    let params = parameter_set()?;
+    let common = GaloisKeys::elements_for_block(params.n(), KEY_BLOCK);
+    let mut sum = keys(&params, common.len());
+    for (set, elements) in plan.rotation_elements() {
+        if set != SetId::Matmul8192 || elements.iter().any(|g| !common.contains(g)) {
+            sum += keys(set.params()?, elements.len());
+        }
+    }
+    Ok(sum)
 }
 
 /// How a node is computed, in a few words.
@@ -216,7 +284,10 @@ fn how(plan: &Plan, id: NodeId) -> String {
             (Some(HeItem::Linear(inputs, packing)), _) => {
                 let block = inputs.first().map_or(0, |input| input.layout);
                 let online = if plan.he_online(id).is_some() { ", online" } else { "" };
-                format!("{} packing, {block} features a ciphertext{online}", packing.name())
+                match inputs.first().map_or(1, |input| input.together) {
+                    1 => format!("{} packing, {block} features a ciphertext{online}", packing.name()),
+                    more => format!("{} packing, {more} inferences a ciphertext", packing.name()),
+                }
             }
             (Some(HeItem::Product(terms, _)), _) => {
                 let packing = terms.first().map(|(_, packing)| packing);
@@ -300,6 +371,20 @@ fn write(out: &mut String, r: &PlanReport) -> fmt::Result {
         p.key_switches,
         bytes(r.key_bytes)
     )?;
+    if let Some(j) = &r.joint {
+        writeln!(
+            out,
+            "together {} inferences: {} up, {} down, {} products with integers; each {} up, {} down, {:.3} s of work; {} held",
+            j.inferences,
+            bytes(j.bytes_up),
+            bytes(j.bytes_down),
+            j.scalar_products,
+            bytes(j.bytes_up.div_ceil(j.inferences)),
+            bytes(j.bytes_down.div_ceil(j.inferences)),
+            j.seconds_each,
+            bytes(j.memory_bytes),
+        )?;
+    }
     writeln!(out, "garbled  {} AND gates, {} on the client's disk", p.and_gates, bytes(r.table_bytes))?;
     writeln!(out, "OT       {}", p.ots)?;
     writeln!(out, "memory   {} of OTs, shares and labels between the phases, both parties", bytes(r.memory_bytes))?;

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 
 pub use self::{
     bert::{LAYERS, whole_model},
+    packings::whole_columns,
     single::{BAR_DIMENSION, CLOCK},
 };
 use crate::{
@@ -34,8 +35,11 @@ pub const MATMUL: &str = "encrypted_matmul";
 /// The same for the layers of BERT-base.
 pub const BERT: &str = "bert_base_linear";
 
+/// The same in batch-column packing, for one of as many inferences as fill the rows.
+pub const COLUMNS: &str = "bert_base_columns";
+
 /// All composed operations, in the order of a run.
-pub const NAMES: [&str; 4] = [ROTATION, PRODUCT, MATMUL, BERT];
+pub const NAMES: [&str; 5] = [ROTATION, PRODUCT, MATMUL, BERT, COLUMNS];
 
 /// What a run measures with.
 pub struct Bench<'a> {
@@ -98,6 +102,9 @@ pub fn run(bench: &Bench, mut done: impl FnMut(Group) -> Result<()>) -> Result<(
     }
     if wants(BERT) {
         bert::run(bench, &mut done)?;
+    }
+    if wants(COLUMNS) {
+        packings::bert_columns(bench, &mut done)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! baby steps and giant steps, and the coefficient packing with the fewest ciphertexts, half of its levels on the inputs. Inputs
 //! (with their rotations, which serve all products that read them, where the size says so) and weights are where their packing wants them before the clock starts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use heliostat::{
     arith::{ShareModulus, sample, sample::SecureRng},
@@ -18,13 +18,15 @@ use heliostat::{
     },
 };
 
-use super::{Bench, MATMUL};
+use super::{Bench, COLUMNS, LAYERS, MATMUL};
 use crate::{
     Result,
+    ceilings::Ceilings,
     cost::{self, Cost},
     devices::Device,
-    measure::{Contender, Group, Work, group},
-    stats::Operation,
+    measure::{Contender, Finding, Group, Work, group},
+    report::Row,
+    stats::{Operation, Samples},
 };
 
 /// Largest magnitude of a weight: 12 bits.
@@ -47,6 +49,86 @@ pub fn run(bench: &Bench, done: &mut impl FnMut(Group) -> Result<()>) -> Result<
         done(Layer::split(sizes)?.measure(bench, fits)?)?;
     }
     Ok(())
+}
+
+/// Products of a layer of BERT-base: inner dimension, columns, how many.
+const BERT_LAYER: [(usize, usize, usize); 3] = [(768, 768, 4), (768, 3072, 1), (3072, 768, 1)];
+
+/// Tokens.
+const TOKENS: usize = 128;
+
+/// How the size of a row begins that stands for no whole layer.
+const SAMPLE: &str = "a small product";
+
+/// The linear layers of BERT-base at 128 tokens in batch-column packing on every GPU in hardware and on all CPU threads: one
+/// encoder layer for as many inferences as fill the rows, the time that of one of them. `--quick` computes a small product, of
+/// which nothing follows.
+pub fn bert_columns(bench: &Bench, done: &mut impl FnMut(Group) -> Result<()>) -> Result<()> {
+    let threads = bench.devices.main.iter().map(|device| device.label().threads).max().unwrap_or(1);
+    let small = [(64, 32, 1)];
+    let products = if bench.arguments.quick { &small[..] } else { &BERT_LAYER[..] };
+    let layers = products.iter().map(|&(inner, cols, count)| Ok((Layer::batch_column((TOKENS, inner, cols))?, count)));
+    let layers = layers.collect::<Result<Vec<_>>>()?;
+    let mut group = Group::new();
+    for (device, ceilings) in
+        bench.devices(|d| d.is_real_gpu() || (d.as_gpu().is_none() && d.label().threads == threads))
+    {
+        let result = columns(&layers, device, ceilings, bench.arguments.quick);
+        group.extend(bench.attempt(device, COLUMNS, result)?);
+    }
+    done(group)
+}
+
+/// Times the products of a layer, each several times.
+fn columns(layers: &[(Layer, usize)], device: &Device, ceilings: &Ceilings, quick: bool) -> Result<Finding> {
+    let mut nanoseconds = vec![0.0; if quick { 1 } else { 3 }];
+    let (mut verified, mut cost) = (true, Cost::default());
+    for (layer, count) in layers {
+        let (packing, mut rng) = (layer.packing.as_ref(), SecureRng::from_os()?);
+        let mut multiply = device.install(|| -> Result<_> {
+            let server = layer.server(device)?;
+            let input = packing.load_input(&server, 0, layer.input.clone())?;
+            let weights = packing.prepare_weights(&server, &[&layer.weights])?;
+            Ok(move || packing.multiply_prepared(&server, std::slice::from_ref(&input), &weights, &mut rng))
+        })?;
+        // The first one warms up and is checked.
+        let (response, mask) = device.install(&mut multiply)?;
+        verified &= layer.is_right(&response, &mask)?;
+        for sum in &mut nanoseconds {
+            let start = Instant::now();
+            drop(device.install(&mut multiply)?);
+            *sum += start.elapsed().as_secs_f64() * 1e9 * *count as f64 / layer.work.batch as f64;
+        }
+        cost.bytes += layer.work.cost.bytes * *count as f64 / layer.work.batch as f64;
+        cost.multiplies += layer.work.cost.multiplies * *count as f64 / layer.work.batch as f64;
+    }
+    let samples = Samples::new(nanoseconds);
+    let label = device.label().clone();
+    let together = layers.first().map_or(1, |(layer, _)| layer.work.batch);
+    let what = if quick { SAMPLE } else { "a layer" };
+    let row = Row {
+        kernel: COLUMNS.into(),
+        n: COLUMN_4096.n,
+        limbs: COLUMN_4096.data_limbs,
+        batch: together,
+        size: Some(format!("{what} for one of {together} inferences together")),
+        backend: label.backend.into(),
+        form: label.form,
+        threads: label.threads,
+        adapter: label.adapter,
+        runs: samples.runs(),
+        median_ns: samples.median(),
+        iqr_ns: samples.iqr(),
+        verified,
+        limit_fraction: ceilings.limit_ns(&cost).map(|limit| limit / samples.median()),
+    };
+    Ok(Finding { row, cost, samples })
+}
+
+/// Seconds of all linear layers for one inference by a row of [`COLUMNS`]; `None` for a sample.
+pub fn whole_columns(finding: &Finding) -> Option<f64> {
+    let sampled = finding.row.size.as_ref().is_some_and(|size| size.starts_with(SAMPLE));
+    (!sampled).then(|| finding.samples.median() * LAYERS as f64 / 1e9)
 }
 
 /// A planned product with its operands.

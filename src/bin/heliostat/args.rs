@@ -7,7 +7,7 @@ use heliostat::{
     engine::{BackendChoice, OnGpuLoss, OpenOptions},
     model::{Lookup, Shape},
     net::{Link, session::Quota},
-    protocol::{LinearMode, Merge, Nonlinear, OtChoice, PackingKind, ProductMode, Wishes},
+    protocol::{LinearMode, Merge, Nonlinear, OtChoice, PackingChoice, ProductMode, Wishes},
     report::{dataset::Columns, inputs::TextInput},
 };
 
@@ -218,9 +218,10 @@ pub struct LayerArgs {
     /// Homomorphic work of linear layers before the text is known, or after it, as it was before Primer
     #[arg(long, value_name = "offline|online", default_value = "offline")]
     pub linear: LinearMode,
-    /// How matrices lie in ciphertexts: coefficient, tokens-first, tokens-first-plain, features-first or batch-column
-    #[arg(long, value_name = "NAME", default_value = "coefficient")]
-    pub packing: PackingKind,
+    /// How matrices lie in ciphertexts: coefficient, tokens-first, tokens-first-plain, features-first or batch-column, or for each
+    /// linear layer what is faster
+    #[arg(long, value_name = "NAME|auto", default_value = "auto")]
+    pub packing: PackingChoice,
 }
 
 impl LayerArgs {
@@ -346,6 +347,9 @@ pub struct Plan {
     /// unlimited, lan (1 Gbps, 0.5 ms), wan (100 Mbps, 80 ms) or RATE,DELAY such as 10mbps,20ms
     #[arg(long, default_value = "unlimited")]
     pub link: Link,
+    /// Inferences that are prepared one after the other, as `offline --count` does: they may share ciphertexts
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub count: u32,
     #[command(flatten)]
     pub layers: LayerArgs,
     #[command(flatten)]
@@ -472,7 +476,7 @@ pub struct Offline {
     /// Tokens that the texts will be padded to; may be repeated
     #[arg(long, value_name = "TOKENS", required = true, value_parser = bucket)]
     pub bucket: Vec<usize>,
-    /// Inferences to prepare for each bucket
+    /// Inferences to prepare for each bucket; their linear layers share ciphertexts where that is faster
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub count: u32,
     #[command(flatten)]

@@ -31,15 +31,18 @@ pub struct Fill<'a> {
     /// The client's store.
     pub store: &'a Path,
     pub quota: Quota,
-    /// Buckets, each as often as it is wanted in `count` rounds.
+    /// Buckets, each as often as it is wanted, `count` times over.
     pub buckets: Vec<usize>,
     pub count: u32,
     pub layers: LayerArgs,
 }
 
+/// Work of one or several inferences, and what it took.
 #[derive(Serialize)]
 struct Prepared {
     bucket: usize,
+    /// Inferences that it is for.
+    inferences: usize,
     seconds: f64,
     bytes_up: u64,
     bytes_down: u64,
@@ -125,39 +128,54 @@ fn prepare(
     let connected = connect.connect()?;
     let (mut session, model) = (connected.session, connected.model);
     let wanted = fill.buckets.len() * fill.count as usize;
-    let (mut done, mut failed) = (Vec::new(), None);
-    let mut settings = Vec::new();
+    let (mut done, mut joint, mut failed) = (Vec::new(), Vec::new(), None);
+    // A bucket that is named twice is wanted twice.
+    let mut left: Vec<(usize, usize)> = Vec::new();
     for &bucket in &fill.buckets {
-        let wishes = Wishes { lookup: model.manifest().options().lookup, ..fill.layers.wishes() };
-        let decision = wishes.settle(&model.manifest().spec, bucket, circumstances)?;
-        settings.push((bucket, decision.settings));
+        match left.iter_mut().find(|(known, _)| *known == bucket) {
+            Some((_, count)) => *count += fill.count as usize,
+            None => left.push((bucket, fill.count as usize)),
+        }
     }
-    // Round by round, so that a quota does not starve the last bucket.
-    for (bucket, settings) in (0..fill.count).flat_map(|_| settings.iter().copied()) {
-        let (before, start) = (session.cut(), Instant::now());
-        let tables = Tables::Keep { store: fill.store.to_path_buf(), quota: fill.quota };
-        let result = session.offline(bucket, settings, tables);
-        teller.bars.clear();
-        match result {
-            Ok(prepared) => drop(prepared),
-            Err(e) => {
-                failed = Some(e.to_string());
-                break;
+    // In turn, so that a quota does not starve the last bucket.
+    'all: while left.iter().any(|(_, count)| *count > 0) {
+        for (bucket, left) in left.iter_mut().filter(|(_, count)| *count > 0) {
+            let wishes = Wishes { lookup: model.manifest().options().lookup, count: *left, ..fill.layers.wishes() };
+            let settings = wishes.settle(&model.manifest().spec, *bucket, circumstances)?.settings;
+            let together = usize::from(settings.together);
+            *left -= together.min(*left);
+            for step in usize::from(together == 1)..=together {
+                let (before, start) = (session.cut(), Instant::now());
+                let tables = Tables::Keep { store: fill.store.to_path_buf(), quota: fill.quota };
+                let (result, inferences) = match step {
+                    0 => (session.joint(*bucket, settings), together),
+                    _ => (session.offline(*bucket, settings, tables).map(drop), 1),
+                };
+                teller.bars.clear();
+                if let Err(e) = result {
+                    failed = Some(e.to_string());
+                    break 'all;
+                }
+                let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
+                let (bytes_up, bytes_down, rounds) = (traffic.bytes_up, traffic.bytes_down, traffic.rounds);
+                if !output.json && !output.quiet {
+                    let what = match step {
+                        0 => format!("the linear layers of {together} inferences together"),
+                        _ => "one inference".into(),
+                    };
+                    output::text(&format!(
+                        "prepared {what} of {bucket} tokens in {seconds:.3} s, {} up, {} down, {rounds} rounds\n",
+                        print::bytes(bytes_up),
+                        print::bytes(bytes_down),
+                    ))?;
+                }
+                let prepared = Prepared { bucket: *bucket, inferences, seconds, bytes_up, bytes_down, rounds };
+                if step == 0 { joint.push(prepared) } else { done.push(prepared) }
             }
         }
-        let (seconds, traffic) = (start.elapsed().as_secs_f64(), session.cut().since(&before));
-        let (bytes_up, bytes_down, rounds) = (traffic.bytes_up, traffic.bytes_down, traffic.rounds);
-        if !output.json && !output.quiet {
-            output::text(&format!(
-                "prepared one inference of {bucket} tokens in {seconds:.3} s, {} up, {} down, {rounds} rounds\n",
-                print::bytes(bytes_up),
-                print::bytes(bytes_down),
-            ))?;
-        }
-        done.push(Prepared { bucket, seconds, bytes_up, bytes_down, rounds });
     }
     let count = done.len();
-    let json = json_bytes(&serde_json::json!({ "prepared": done }))?;
+    let json = json_bytes(&serde_json::json!({ "prepared": done, "joint": joint }))?;
     if let Some(path) = &output.report {
         write_whole(path, &json)?;
     }

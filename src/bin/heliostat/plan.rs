@@ -27,7 +27,7 @@ pub fn plan(args: args::Plan) -> Result<(), Failure> {
     let machine = Machine::open(&args.engine)?;
     // Both parties on a machine such as this one, as `local` runs them.
     let circumstances = machine.circumstances(args.link, 2);
-    let wishes = Wishes { lookup: args.lookup.lookup, ..args.layers.wishes() };
+    let wishes = Wishes { lookup: args.lookup.lookup, count: args.count as usize, ..args.layers.wishes() };
     let decision = wishes.settle(model.spec(), tokens, &circumstances)?;
     let graph = model.client().graph_with(tokens, &decision.settings.graph)?;
     let plan = Plan::new(graph, &parameter_set()?, decision.settings)?;

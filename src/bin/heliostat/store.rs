@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use heliostat::{
     model::{GraphOptions, Lookup, Rings},
     net::session::{Entry, Party, Prune, State, inventory, prune, session_name, stores_in, verify},
-    protocol::{PackingKind, Settings},
+    protocol::Settings,
     report::{print, run::hex},
 };
 
@@ -153,9 +153,6 @@ fn party(party: Party) -> &'static str {
 
 fn settings(s: &Settings) -> String {
     let mut text = format!("{}, {} OTs, {}", s.methods, s.ot.name(), s.layout.name());
-    if s.packing != PackingKind::default() {
-        text += &format!(", {}", s.packing.name());
-    }
     let GraphOptions { merge, rings, lookup } = s.graph;
     if !merge.is_empty() {
         text += &format!(", merged {merge}");

@@ -1,20 +1,21 @@
 //! The client's end of a connection: manifest, keys, then inferences one after another.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     path::PathBuf,
     sync::{Arc, atomic::AtomicU64},
     thread,
 };
 
 use super::{
-    KEY_PART, LANES, Lanes, SessionError,
+    KEY_PART, LANES, Lanes, MOST_PLANS, SessionError,
     control::{Control, Mode},
     drive::Driver,
     first_cause, missing_keys, public_reason,
     recorder::{Party, Phase, Recorder},
     spool::FileTables,
     store::{Binding, CorrelationStore, Quota, StoreError, StoreId, Terms, parameters_id},
+    too_many_together,
 };
 use crate::{
     arith::sample::SecureRng,
@@ -23,8 +24,8 @@ use crate::{
     model::{Graph, Inputs, ModelSpec},
     net::{self, Channel, Meter, Mux, MuxOptions, Traffic},
     protocol::{
-        ClientCorrelation, Encryptor, HeClient, KeySets, MemoryTables, Message, OnlineClient, OtClient, Plan,
-        ProtocolError, SessionId, SetId, Settings, TableStore, parameter_set,
+        ClientCorrelation, ClientLinear, Encryptor, HeClient, JOINT_MEMORY, KeySets, MemoryTables, Message,
+        OnlineClient, OtClient, Plan, ProtocolError, SessionId, SetId, Settings, TableStore, parameter_set,
     },
 };
 
@@ -167,6 +168,15 @@ pub struct ClientSession {
     rng: SecureRng,
     ots: u64,
     spooled: Arc<AtomicU64>,
+    /// Linear layers that were prepared together, of inferences that have not begun.
+    joint: Option<Joint>,
+}
+
+/// Linear layers that were prepared together.
+struct Joint {
+    tokens: usize,
+    settings: Settings,
+    left: VecDeque<ClientLinear>,
 }
 
 impl ClientSession {
@@ -190,6 +200,7 @@ impl ClientSession {
             rng,
             ots: 0,
             spooled: Arc::default(),
+            joint: None,
         };
         own.send_keys(SetId::Matmul8192, elements)?;
         super::setup_span(&own.connection.recorder, Party::Client, "keys", start);
@@ -273,11 +284,56 @@ impl ClientSession {
         }
         let plan =
             Arc::new(Plan::new(Graph::build(&self.spec, tokens, &settings.graph)?, &parameter_set()?, settings)?);
+        if self.plans.len() >= MOST_PLANS {
+            self.plans.clear();
+        }
         self.plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
 
-    /// The offline phase for one inference: only bucket, settings and model are known.
+    /// The part of the offline phase that [`Settings::together`] inferences share: their linear layers in columns. As many calls
+    /// of [`Self::offline`] with the same bucket and settings then prepare the rest of one each. What is left of an earlier call
+    /// is dropped.
+    ///
+    /// # Errors
+    /// [`SessionError::Refused`] if they are more than either side takes; the connection then goes on. Else whatever fails first
+    /// on either side; the connection is then over.
+    pub fn joint(&mut self, tokens: usize, settings: Settings) -> Result<(), SessionError> {
+        let plan = self.plan(tokens, settings)?;
+        if let Some(reason) = too_many_together(&plan, JOINT_MEMORY) {
+            return Err(SessionError::Refused { reason });
+        }
+        self.ensure_keys(tokens, settings)?;
+        self.joint = None;
+        let connection = &self.connection;
+        connection.say(&Control::Joint { tokens: tokens as u32, settings })?;
+        connection.ready()?;
+        let keys: KeySets<HeKeys> = self.keys.iter().map(|(&set, keys)| (set, keys.clone())).collect();
+        let mut he = HeClient::joint(plan.clone(), keys, self.rng.fork());
+        let driver = Driver {
+            party: Party::Client,
+            phase: Phase::Offline,
+            lane_name: "he",
+            lane: &connection.lanes.he,
+            graph: &plan.graph,
+            recorder: &connection.recorder,
+            board: None,
+        };
+        if let Err(e) = driver.run(&mut he) {
+            connection.mux.abort(&public_reason(&e));
+            return Err(e);
+        }
+        self.joint = Some(Joint { tokens, settings, left: he.into_linear().into() });
+        Ok(())
+    }
+
+    /// Inferences of which [`Self::joint`] has prepared the linear layers and [`Self::offline`] not yet the rest.
+    pub fn joint_left(&self) -> usize {
+        self.joint.as_ref().map_or(0, |joint| joint.left.len())
+    }
+
+    /// The offline phase for one inference: only bucket, settings and model are known. Where the settings have linear layers
+    /// prepared for several together, [`Self::joint`] comes first.
     ///
     /// # Errors
     /// Whatever fails first on either side; the connection is then over.
@@ -310,7 +366,16 @@ impl ClientSession {
             }
         };
         let interleaved = mode == Mode::Interleaved;
-        let correlation = Arc::new(ClientCorrelation::draw(session, &plan, store, &mut self.rng));
+        let correlation = match plan.joint_lane().is_empty() {
+            true => ClientCorrelation::draw(session, &plan, store, &mut self.rng),
+            false => {
+                let fitting = |joint: &&mut Joint| (joint.tokens, joint.settings) == (tokens, settings);
+                let linear = self.joint.as_mut().filter(fitting).and_then(|joint| joint.left.pop_front());
+                let linear = linear.ok_or(SessionError::NotJoint)?;
+                ClientCorrelation::after(session, &plan, store, &linear)?
+            }
+        };
+        let correlation = Arc::new(correlation);
         let connection = &self.connection;
         let own = kept.as_ref().map_or([0; 16], |(store, ..)| store.id());
         connection.say(&Control::Start { session, tokens: tokens as u32, mode, settings, store: own })?;
@@ -366,7 +431,8 @@ impl ClientSession {
     pub fn terms(&self, tokens: usize, settings: Settings) -> Result<Terms, SessionError> {
         let refused = || SessionError::Refused { reason: "it keeps no correlations: start it with --store".into() };
         let (digest, peer) = (self.connection.digest, self.connection.peer.ok_or_else(refused)?);
-        Ok(Terms { digest, parameters: parameters_id(&parameter_set()?), tokens: tokens as u32, settings, peer })
+        let (parameters, settings) = (parameters_id(&parameter_set()?), settings.kept());
+        Ok(Terms { digest, parameters, tokens: tokens as u32, settings, peer })
     }
 
     /// Takes a correlation that [`Tables::Keep`] left in a store, the oldest that fits. One that is damaged, or of which the

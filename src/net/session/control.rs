@@ -27,6 +27,9 @@ pub(super) enum Control {
     Kept,
     /// Up: the switching keys that these settings need and the server lacks will follow.
     Keys { tokens: u32, settings: Settings },
+    /// Up: prepares the linear layers of as many inferences as the settings say, which [`Self::Start`] with the same settings
+    /// then takes one by one.
+    Joint { tokens: u32, settings: Settings },
     /// Down: the server is ready for it.
     Ready,
     /// Down: the server will not do it, and why.
@@ -57,6 +60,13 @@ pub fn opening(resume: bool) -> Flow {
     Flow { up, down, messages_up: 1, messages_down: 1 }
 }
 
+/// What opens the work that several inferences share.
+pub fn joint_opening() -> Flow {
+    let asked = Control::Joint { tokens: 0, settings: Settings::EXACT };
+    let (up, down) = (asked.encode().len() as u64, Control::Ready.encode().len() as u64);
+    Flow { up, down, messages_up: 1, messages_down: 1 }
+}
+
 impl Control {
     pub(super) fn kind(&self) -> u16 {
         match self {
@@ -67,6 +77,7 @@ impl Control {
             Self::Resume { .. } => 0x09,
             Self::Kept => 0x0a,
             Self::Keys { .. } => 0x0b,
+            Self::Joint { .. } => 0x0c,
             Self::Ready => 0x06,
             Self::Refused { .. } => 0x07,
             Self::Bye => 0x08,
@@ -91,7 +102,7 @@ impl Control {
             Self::Resume { session, tokens, settings, store } => {
                 w.raw(session).u32(*tokens).raw(&settings.to_bytes()).raw(store);
             }
-            Self::Keys { tokens, settings } => {
+            Self::Keys { tokens, settings } | Self::Joint { tokens, settings } => {
                 w.u32(*tokens).raw(&settings.to_bytes());
             }
             Self::Ready | Self::Kept | Self::Bye => {}
@@ -128,6 +139,7 @@ impl Control {
             },
             0x0a => Self::Kept,
             0x0b => Self::Keys { tokens: r.u32("tokens")?, settings: Settings::from_bytes(r.array("settings")?)? },
+            0x0c => Self::Joint { tokens: r.u32("tokens")?, settings: Settings::from_bytes(r.array("settings")?)? },
             0x06 => Self::Ready,
             0x07 => Self::Refused { reason: String::from_utf8_lossy(r.bytes("reason")?).into_owned() },
             0x08 => Self::Bye,
@@ -158,6 +170,7 @@ mod tests {
             Control::Resume { session: [3; 16], tokens: 128, settings: Settings::EXACT, store: [6; 16] },
             Control::Kept,
             Control::Keys { tokens: 128, settings: Settings::EXACT },
+            Control::Joint { tokens: 128, settings: Settings { together: 64, ..Settings::EXACT } },
             Control::Ready,
             Control::Refused { reason: "no".into() },
             Control::Bye,

@@ -24,6 +24,9 @@ pub enum SessionError {
         /// Its sentence.
         reason: String,
     },
+    /// An inference was begun whose linear layers are prepared together with others', and were not, or not so many.
+    #[error("no linear layers are left that were prepared together in these settings; prepare more first")]
+    NotJoint,
     /// Another message than the one that was due.
     #[error("the peer sent an unexpected message while {doing}; the two sides run different versions")]
     Unexpected {

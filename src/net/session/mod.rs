@@ -14,7 +14,7 @@ mod spool;
 mod store;
 
 pub use client::{ClientConnection, ClientSession, Offer, Prepared, Tables};
-pub use control::opening;
+pub use control::{joint_opening, opening};
 pub use error::SessionError;
 pub use recorder::{Party, Phase, Progress, Recorder, Span, busy, chrome_trace, overlap};
 pub use server::{ServerContext, serve_connection};
@@ -32,6 +32,22 @@ use crate::{
 
 /// Lanes of a connection: control, HE, OT, online.
 const LANES: u8 = 4;
+
+/// Plans that a side remembers; settings are many, and a peer could ask for all of them.
+const MOST_PLANS: usize = 64;
+
+/// Why a plan asks too much of linear layers that are prepared together, within `memory` bytes.
+fn too_many_together(plan: &Plan, memory: u64) -> Option<String> {
+    let together = plan.settings.together;
+    let most = plan.most_together();
+    let over = |limit: String| Some(format!("{together} inferences prepared together are over the limit of {limit}"));
+    match plan.joint_bytes() {
+        _ if plan.joint_lane().is_empty() => None,
+        _ if usize::from(together) > most => over(format!("{most}, which fill the ciphertexts")),
+        bytes if bytes > memory => over(format!("{memory} bytes in memory, as they take {bytes}")),
+        _ => None,
+    }
+}
 
 struct Lanes {
     control: Lane,

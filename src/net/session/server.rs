@@ -1,18 +1,19 @@
 //! The server's end of a connection.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use super::{
-    LANES, Lanes, SessionError,
+    LANES, Lanes, MOST_PLANS, SessionError,
     control::{Control, Mode, PART_BYTES},
     drive::Driver,
     first_cause, missing_keys, public_reason,
     recorder::{Party, Phase, Recorder},
     store::{Binding, CorrelationStore, StoreId, Terms, parameters_id},
+    too_many_together,
 };
 use crate::{
     arith::sample::SecureRng,
@@ -21,8 +22,8 @@ use crate::{
     model::{Graph, Lookup, ModelSpec, ServerWeights},
     net::{self, Channel, Lane, Meter, Mux, MuxOptions},
     protocol::{
-        Evaluator, HeServer, KEY_BLOCK, KeySets, Message, OnlineServer, OnlineWeights, OtServer, Plan, ProtocolError,
-        ServerCorrelation, SessionId, SetId, Settings, parameter_set,
+        Evaluator, HeServer, JOINT_MEMORY, KEY_BLOCK, KeySets, Message, OnlineServer, OnlineWeights, OtServer, Plan,
+        ProtocolError, ServerCorrelation, ServerLinear, SessionId, SetId, Settings, parameter_set,
     },
 };
 
@@ -37,10 +38,11 @@ pub struct ServerContext {
     digest: [u8; 32],
     backend: Arc<dyn Backend>,
     context: Arc<BfvContext>,
-    /// Of the larger parameter set, once a client has asked for it.
-    larger: Mutex<Option<Arc<BfvContext>>>,
+    /// Of other parameter sets, once a client has asked for them.
+    others: Mutex<BTreeMap<SetId, Arc<BfvContext>>>,
     costs: Option<CostModel>,
     max_tokens: usize,
+    joint_memory: u64,
     store: Option<CorrelationStore>,
     plans: Mutex<HashMap<(usize, Settings), Arc<Plan>>>,
 }
@@ -70,9 +72,10 @@ impl ServerContext {
             digest,
             backend,
             context,
-            larger: Mutex::default(),
+            others: Mutex::default(),
             costs: None,
             max_tokens,
+            joint_memory: JOINT_MEMORY,
             store: None,
             plans: Mutex::default(),
         })
@@ -99,6 +102,13 @@ impl ServerContext {
         self
     }
 
+    /// Refuses to hold more than `bytes` of linear layers that are prepared together, for each connection; the default is
+    /// [`JOINT_MEMORY`].
+    pub fn with_joint_memory(mut self, bytes: u64) -> Self {
+        self.joint_memory = bytes;
+        self
+    }
+
     /// Orders tasks by measured costs instead of round numbers.
     pub fn with_costs(mut self, costs: CostModel) -> Self {
         self.context.set_costs(costs.clone());
@@ -113,8 +123,8 @@ impl ServerContext {
 
     /// Homomorphic work of all connections so far.
     pub fn he_counters(&self) -> HeCounters {
-        let larger = self.larger.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        super::sum_counters([Some(self.context.clone()), larger].into_iter().flatten().map(|c| c.counters()))
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        super::sum_counters([&self.context].into_iter().chain(others.values()).map(|c| c.counters()))
     }
 
     /// The context of a parameter set.
@@ -122,15 +132,15 @@ impl ServerContext {
         if set == SetId::Matmul8192 {
             return Ok(self.context.clone());
         }
-        let mut larger = self.larger.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(context) = &*larger {
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = others.get(&set) {
             return Ok(context.clone());
         }
         let context = BfvContext::new(self.backend.clone(), set.params()?.clone());
         if let Some(costs) = &self.costs {
             context.set_costs(costs.clone());
         }
-        *larger = Some(context.clone());
+        others.insert(set, context.clone());
         Ok(context)
     }
 
@@ -141,6 +151,9 @@ impl ServerContext {
         }
         let plan =
             Arc::new(Plan::new(Graph::build(&self.spec, tokens, &settings.graph)?, &parameter_set()?, settings)?);
+        if plans.len() >= MOST_PLANS {
+            plans.clear();
+        }
         plans.insert((tokens, settings), plan.clone());
         Ok(plan)
     }
@@ -168,6 +181,13 @@ pub fn serve_connection(
         log::warn!("device memory is not given back: {e}");
     }
     result
+}
+
+/// Linear layers that were prepared together, of inferences that have not begun.
+struct Joint {
+    tokens: usize,
+    settings: Settings,
+    left: VecDeque<ServerLinear>,
 }
 
 struct Connection<'a> {
@@ -202,6 +222,7 @@ impl Connection<'_> {
         let mut rng = SecureRng::from_os().map_err(|e| SessionError::Entropy(e.to_string()))?;
         let start = self.recorder.now();
         let mut keys = Keys::default();
+        let mut joint: Option<Joint> = None;
         let block = GaloisKeys::elements_for_block(self.context.context.params().n(), KEY_BLOCK);
         loop {
             let (kind, payload) = self.lanes.control.recv()?;
@@ -239,8 +260,38 @@ impl Connection<'_> {
                         self.say(&Control::Refused { reason: "its switching keys have not come".into() })?;
                         continue;
                     };
+                    let linear = match plan.joint_lane().is_empty() {
+                        true => None,
+                        false => {
+                            let fitting = |j: &&mut Joint| (j.tokens, j.settings) == (tokens, settings);
+                            let Some(linear) = joint.as_mut().filter(fitting).and_then(|j| j.left.pop_front()) else {
+                                self.say(&Control::Refused { reason: SessionError::NotJoint.to_string() })?;
+                                continue;
+                            };
+                            Some(linear)
+                        }
+                    };
                     self.say(&Control::Ready)?;
-                    self.inference(session, plan, mode, store, keys, &mut rng)?;
+                    self.inference(session, plan, mode, store, keys, linear, &mut rng)?;
+                }
+                (Control::Joint { tokens, settings }, true) => {
+                    let tokens = tokens as usize;
+                    if let Some(reason) = self.refusal(tokens, settings) {
+                        self.say(&Control::Refused { reason })?;
+                        continue;
+                    }
+                    let plan = self.context.plan(tokens, settings)?;
+                    let Some(keys) = keys.of(&plan) else {
+                        self.say(&Control::Refused { reason: "its switching keys have not come".into() })?;
+                        continue;
+                    };
+                    // What was left of another has no use any more.
+                    drop(joint.take());
+                    self.say(&Control::Ready)?;
+                    let weights = self.context.weights(&plan).0.clone();
+                    let mut he = HeServer::joint(plan.clone(), weights, keys, rng.fork());
+                    self.driver(Phase::Offline, "he", &self.lanes.he, &plan.graph).run(&mut he)?;
+                    joint = Some(Joint { tokens, settings, left: he.into_linear().into() });
                 }
                 (Control::Resume { session, tokens, settings, store }, true) => {
                     self.resume(session, tokens as usize, settings, store)?;
@@ -313,7 +364,9 @@ impl Connection<'_> {
         if settings.graph.lookup == Lookup::Private && self.context.private.is_none() {
             return Some("this server does not look tokens up privately; take public lookup".into());
         }
-        self.context.plan(tokens, settings).err().map(|e| e.to_string())
+        self.context
+            .plan(tokens, settings)
+            .map_or_else(|e| Some(e.to_string()), |plan| too_many_together(&plan, self.context.joint_memory))
     }
 
     /// Why a correlation cannot be kept now.
@@ -334,7 +387,7 @@ impl Connection<'_> {
         settings: Settings,
         peer: StoreId,
     ) -> Result<Binding, SessionError> {
-        let (digest, parameters) = (self.context.digest, parameters_id(&parameter_set()?));
+        let (digest, parameters, settings) = (self.context.digest, parameters_id(&parameter_set()?), settings.kept());
         Ok(Binding { terms: Terms { digest, parameters, tokens: tokens as u32, settings, peer }, session })
     }
 
@@ -349,10 +402,14 @@ impl Connection<'_> {
         mode: Mode,
         peer: StoreId,
         keys: KeySets<HeKeys>,
+        linear: Option<ServerLinear>,
         rng: &mut SecureRng,
     ) -> Result<(), SessionError> {
         let interleaved = mode == Mode::Interleaved;
         let correlation = Arc::new(ServerCorrelation::draw(session, rng));
+        if let Some(linear) = linear {
+            correlation.absorb(linear)?;
+        }
         let weights = self.context.weights(&plan).0.clone();
         let mut he = HeServer::new(plan.clone(), correlation.clone(), weights.clone(), keys, rng.fork());
         let nodes = plan.ot_nodes(!interleaved, true);

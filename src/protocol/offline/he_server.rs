@@ -1,4 +1,5 @@
-//! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks.
+//! The server's HE lane offline: linear maps and cross terms of the client's encrypted masks. Either of one inference, or the
+//! linear layers of several that are prepared together.
 
 use std::sync::Arc;
 
@@ -8,8 +9,8 @@ use crate::{
     he::HeServer as HeKeys,
     model::{NodeId, ServerWeights},
     protocol::{
-        Evaluator, HeItem, HeTurn, KeySets, Machine, Message, Plan, ProtocolError, Result, ServerCorrelation, Turn,
-        WorkSpan, operands::Operands,
+        Evaluator, HeItem, HeTurn, KeySets, Machine, Message, PackedShare, Plan, ProtocolError, Result,
+        ServerCorrelation, ServerLinear, Turn, WorkSpan, operands::Operands,
     },
 };
 
@@ -17,10 +18,16 @@ use crate::{
 /// for it, and a finished response never waits for the client.
 const IN_WORK: usize = WINDOW - 1;
 
+/// What the server's masks are of.
+enum Masks {
+    One(Arc<ServerCorrelation>),
+    Several(Vec<ServerLinear>),
+}
+
 /// The server's machine of the HE lane. Responses leave in the order of the items.
 pub struct HeServer {
     plan: Arc<Plan>,
-    correlation: Arc<ServerCorrelation>,
+    masks: Masks,
     evaluator: Evaluator,
     rng: SecureRng,
     next: usize,
@@ -31,21 +38,57 @@ pub struct HeServer {
 }
 
 impl HeServer {
-    /// A machine that does the offline part of all HE items of the plan.
+    /// A machine that does the offline part of all HE items of one inference.
     pub fn new(
         plan: Arc<Plan>,
         correlation: Arc<ServerCorrelation>,
         weights: Arc<ServerWeights>,
         keys: impl Into<KeySets<HeKeys>>,
+        rng: SecureRng,
+    ) -> Self {
+        Self::with(plan, Masks::One(correlation), weights, keys.into(), rng)
+    }
+
+    /// A machine that does the HE items that [`crate::protocol::Settings::together`] inferences share.
+    pub fn joint(
+        plan: Arc<Plan>,
+        weights: Arc<ServerWeights>,
+        keys: impl Into<KeySets<HeKeys>>,
+        rng: SecureRng,
+    ) -> Self {
+        let inferences = (0..plan.settings.together).map(|_| ServerLinear::default()).collect();
+        Self::with(plan, Masks::Several(inferences), weights, keys.into(), rng)
+    }
+
+    fn with(
+        plan: Arc<Plan>,
+        masks: Masks,
+        weights: Arc<ServerWeights>,
+        keys: KeySets<HeKeys>,
         mut rng: SecureRng,
     ) -> Self {
-        let evaluator = Evaluator::new(plan.clone(), weights, keys.into(), rng.fork());
-        Self { plan, correlation, evaluator, rng, next: 0, working: None, sent: 0, prepared: false }
+        let evaluator = Evaluator::new(plan.clone(), weights, keys, rng.fork());
+        Self { plan, masks, evaluator, rng, next: 0, working: None, sent: 0, prepared: false }
     }
 
     /// What the online phase goes on with.
     pub fn into_evaluator(self) -> Evaluator {
         self.evaluator
+    }
+
+    fn lane<'a>(&self, plan: &'a Plan) -> &'a [HeTurn] {
+        match self.masks {
+            Masks::One(_) => plan.he_lane(),
+            Masks::Several(_) => plan.joint_lane(),
+        }
+    }
+
+    /// What each inference goes on with, after [`Self::joint`].
+    pub fn into_linear(self) -> Vec<ServerLinear> {
+        match self.masks {
+            Masks::One(_) => Vec::new(),
+            Masks::Several(inferences) => inferences,
+        }
     }
 
     /// Reads an item's ciphertexts and hands its tasks over, if it is answered now.
@@ -57,14 +100,14 @@ impl HeServer {
         if !turn.answered {
             return Ok(());
         }
-        match work {
-            HeItem::Product(..) => {
+        match (&self.masks, work) {
+            (Masks::One(correlation), HeItem::Product(..)) => {
                 let masks = Operands::of(&plan.graph, *id)?.masks(&plan.graph, &mut self.rng);
                 self.evaluator.start_product(turn.item, &masks.left_mask, &masks.right_mask)?;
-                self.correlation.put_masks(*id, masks);
+                correlation.put_masks(*id, masks);
                 Ok(())
             }
-            HeItem::Linear(..) => self.evaluator.start_linear(turn.item),
+            _ => self.evaluator.start_linear(turn.item),
         }
     }
 
@@ -74,11 +117,16 @@ impl HeServer {
         let (node, share) = (evaluated.node, evaluated.share);
         self.working = Some(node);
         self.sent += 1;
-        match self.plan.he[evaluated.item].1 {
-            HeItem::Linear(..) => self.correlation.put_linear(node, share),
-            HeItem::Product(..) => self.correlation.with_product(node, share.len(), |sum| {
+        match (&mut self.masks, &self.plan.he[evaluated.item].1) {
+            (Masks::One(correlation), HeItem::Linear(..)) => correlation.put_linear(node, share),
+            (Masks::One(correlation), HeItem::Product(..)) => correlation.with_product(node, share.len(), |sum| {
                 sum.iter_mut().zip(share.iter()).for_each(|(s, &z)| *s = s.wrapping_add(z));
             }),
+            (Masks::Several(inferences), _) => {
+                let edge = self.plan.graph.edge(self.plan.graph.node(node).output);
+                let parts = share.chunks(edge.len().max(1));
+                inferences.iter_mut().zip(parts).for_each(|(own, z)| own.put(node, PackedShare::new(z, edge.ring)));
+            }
         }
         Ok(Some(Message::HeResponse { item: evaluated.item as u32, responses: evaluated.responses }))
     }
@@ -90,8 +138,8 @@ impl Machine for HeServer {
             self.evaluator.prepare()?;
             self.prepared = true;
         }
-        let lane = self.plan.clone();
-        let lane = lane.he_lane();
+        let plan = self.plan.clone();
+        let lane = self.lane(&plan);
         if let Some(message) = incoming {
             let found = message.name();
             match (lane.get(self.next), message) {
@@ -117,7 +165,7 @@ impl Machine for HeServer {
     }
 
     fn progress(&self) -> (u64, u64) {
-        ((self.next - self.evaluator.in_work()) as u64, self.plan.he_lane().len() as u64)
+        ((self.next - self.evaluator.in_work()) as u64, self.lane(&self.plan).len() as u64)
     }
 
     fn take_spans(&mut self) -> Vec<WorkSpan> {

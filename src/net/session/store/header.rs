@@ -11,8 +11,8 @@ use crate::{
 };
 
 const MAGIC: &[u8; 8] = b"HELIOCOR";
-/// Format of the files. Version 4 knows peers, parameters, age and tables.
-pub(super) const VERSION: u16 = 4;
+/// Format of the files. Version 5 has settings that know inferences prepared together.
+pub(super) const VERSION: u16 = 5;
 /// Magic, version, length of the rest.
 const PREAMBLE: usize = 12;
 /// Longest rest that is read.
@@ -162,10 +162,10 @@ pub(super) mod tests {
             altered[at] = value;
             Header::read(&mut &altered[..], path).unwrap_err()
         };
-        for version in [1, 2, 3, 5] {
+        for version in [1, 2, 3, 4, 6] {
             assert!(matches!(with(8, version), StoreError::Format { found, .. } if found == u16::from(version)));
         }
-        assert!(with(8, 2).to_string().contains("format 2 and this release reads 4"));
+        assert!(with(8, 2).to_string().contains("format 2 and this release reads 5"));
         // Magic, length, party, length of the settings.
         for (at, value) in [(0, 0), (11, 255), (PREAMBLE, 2), (PREAMBLE + 1 + 32 + 16 + 4, 1)] {
             assert!(matches!(with(at, value), StoreError::Damaged { .. }), "{at}");
