@@ -430,6 +430,33 @@ fn phases_run_apart_and_a_correlation_serves_once() {
     one_sentence(&run(&[&online[..], &["--quiet"]].concat()), "it holds none");
 }
 
+/// What inferences share is sent as planned, and each is spent for itself, in the default packing too.
+#[test]
+fn inferences_share_ciphertexts_as_planned() {
+    let (dir, model) = (tempfile::tempdir().unwrap(), model());
+    let store = dir.path().to_str().unwrap();
+    let base = ["--backend", "cpu", "--model", model.to_str().unwrap()];
+    let columns = ["--count", "2", "--packing", "batch-column", "--json"];
+    let plan = json(&run(&[&["plan", "--tokens", "6"], &base[..], &columns].concat()));
+    let prepared = json(&run(&[&["offline", "--bucket", "8", "--store", store], &base[..], &columns].concat()));
+    let joint = &prepared["joint"][0];
+    for field in ["inferences", "bytes_up", "bytes_down"] {
+        assert_eq!(plan["joint"][field], joint[field], "{field}");
+    }
+    assert_eq!((prepared["joint"].as_array().unwrap().len(), prepared["prepared"].as_array().unwrap().len()), (1, 2));
+    let reasons = plan["reasons"].to_string();
+    assert!(reasons.contains("2 inferences share the ciphertexts of linear layers"), "{reasons}");
+    let online = ["local", "--phase", "online", "--store", store, "--text", TEXT, "--text", "so so", "--json"];
+    let report = json(&run(&[&online[..], &base].concat()));
+    for input in report["inputs"].as_array().unwrap() {
+        assert_eq!(input["oracle_equal"], Value::Bool(true));
+    }
+    assert_eq!(report["tables"], Value::from("kept"));
+    let plan = json(&run(&[&["plan", "--tokens", "64", "--count", "64", "--json"], &base[..]].concat()));
+    let reasons = plan["reasons"].to_string();
+    assert!(reasons.contains("no slots") && reasons.contains("linear layers: "), "{reasons}");
+}
+
 #[test]
 fn the_oracle_stands_beside_the_float_model() {
     let model = model();

@@ -191,7 +191,10 @@ fn price(items: &[(NodeId, HeItem)], settings: &Settings, count: usize, c: &Circ
         if set == SetId::Matmul8192 && elements.iter().all(|g| common.contains(g)) {
             continue;
         }
-        let keys = GaloisKeys::byte_len_for(params, elements.len()).unwrap_or(usize::MAX);
+        let keys = match elements.len() {
+            0 => 0,
+            count => GaloisKeys::byte_len_for(params, count).unwrap_or(usize::MAX),
+        };
         let public = SeededCiphertexts::byte_len(params, 1).unwrap_or(usize::MAX);
         seconds += (keys as f64 + public as f64) * c.byte / count.max(1) as f64;
     }

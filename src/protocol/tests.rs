@@ -46,8 +46,8 @@ impl Parties {
             let context = BfvContext::new(backend.clone(), set.params().unwrap().clone());
             let keys = ClientKeys::generate(context.clone(), rng);
             let public = keys.public_key(rng).unwrap();
-            let galois = keys.galois_keys_for(elements, rng).unwrap();
-            let server = ServerKeys::new(context, &public, Some(&galois)).unwrap();
+            let galois = (!elements.is_empty()).then(|| keys.galois_keys_for(elements, rng).unwrap());
+            let server = ServerKeys::new(context, &public, galois.as_ref()).unwrap();
             (Arc::new(keys), Arc::new(server))
         };
         let mut needed = plan.rotation_elements();

@@ -86,9 +86,9 @@ fn predicted(plan: &Plan, forecast: &Forecast, estimate: &Estimate, making: Maki
 pub struct PlannedJoint {
     /// Inferences whose linear layers are prepared together.
     pub inferences: u64,
-    /// Payload bytes to the server, for all of them.
+    /// Bytes to the server, for all of them.
     pub bytes_up: u64,
-    /// Payload bytes to the client, for all of them.
+    /// Bytes to the client, for all of them.
     pub bytes_down: u64,
     /// Products of ciphertexts and integers, for all of them.
     pub scalar_products: u64,
@@ -106,10 +106,13 @@ impl PlannedJoint {
     fn new(plan: &Plan, forecast: &Forecast, estimate: &Estimate) -> Option<Self> {
         let shared = |node: &NodeForecast| node.joint_he.ciphertexts_up > 0 || node.joint_he.ciphertexts_down > 0;
         let seconds = forecast.nodes.iter().zip(&estimate.nodes).filter(|(node, _)| shared(node));
+        let mut flow = forecast.joint;
+        flow += joint_opening();
+        let (bytes_up, bytes_down) = flow.framed(FRAME_OVERHEAD as u64);
         (forecast.together > 1).then(|| Self {
             inferences: forecast.together,
-            bytes_up: forecast.joint.up,
-            bytes_down: forecast.joint.down,
+            bytes_up,
+            bytes_down,
             scalar_products: forecast.joint_he.scalar_products,
             ciphertexts_up: forecast.joint_he.ciphertexts_up,
             ciphertexts_down: forecast.joint_he.ciphertexts_down,
@@ -251,7 +254,7 @@ impl PlanReport {
 fn key_bytes(plan: &Plan) -> Result<u64, ReportError> {
     let keys = |params: &ParameterSet, elements: usize| {
         // A public key is an encryption of zero.
-        let galois = GaloisKeys::byte_len_for(params, elements).unwrap_or(0);
+        let galois = if elements == 0 { 0 } else { GaloisKeys::byte_len_for(params, elements).unwrap_or(0) };
         (galois + SeededCiphertexts::byte_len(params, 1).unwrap_or(0)) as u64
     };
     let params = parameter_set()?;

@@ -144,6 +144,10 @@ fn prepare(
             let settings = wishes.settle(&model.manifest().spec, *bucket, circumstances)?.settings;
             let together = usize::from(settings.together);
             *left -= together.min(*left);
+            if let Err(e) = session.ensure_keys(*bucket, settings) {
+                failed = Some(e.to_string());
+                break 'all;
+            }
             for step in usize::from(together == 1)..=together {
                 let (before, start) = (session.cut(), Instant::now());
                 let tables = Tables::Keep { store: fill.store.to_path_buf(), quota: fill.quota };

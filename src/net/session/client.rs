@@ -218,8 +218,13 @@ impl ClientSession {
         };
         let params = keys.context().params();
         let mut public_key = keys.public_key(&mut self.rng)?.to_bytes(params);
-        let galois = keys.galois_keys_for(&elements, &mut self.rng)?.to_bytes(params);
-        for part in galois.chunks(KEY_PART) {
+        // A set without key switches has no room for their keys.
+        let galois = match elements.is_empty() {
+            true => Vec::new(),
+            false => keys.galois_keys_for(&elements, &mut self.rng)?.to_bytes(params),
+        };
+        let (first, rest) = galois.split_at(galois.len().min(KEY_PART));
+        for part in std::iter::once(first).chain(rest.chunks(KEY_PART)) {
             let message = Message::Keys { public_key: std::mem::take(&mut public_key), galois_keys: part.to_vec() };
             self.connection.lanes.control.send(message.kind(), message.encode())?;
         }

@@ -322,7 +322,10 @@ impl Connection<'_> {
             Some(first) => first,
             None => hear()?,
         };
-        let length = GaloisKeys::byte_len_for(params, elements.len()).unwrap_or(usize::MAX);
+        let length = match elements.len() {
+            0 => 0,
+            count => GaloisKeys::byte_len_for(params, count).unwrap_or(usize::MAX),
+        };
         while galois.len() < length {
             let (_, part) = hear()?;
             if part.is_empty() || galois.len() + part.len() > length {
@@ -331,8 +334,12 @@ impl Connection<'_> {
             galois.extend_from_slice(&part);
         }
         let public = PublicKey::from_bytes(params, &public_key)?;
-        let galois = GaloisKeys::from_bytes_for(params, &elements, &galois)?;
-        keys.0.push((set, elements, Arc::new(HeKeys::new(context.clone(), &public, Some(&galois))?)));
+        let galois = match elements.is_empty() {
+            true if galois.is_empty() => None,
+            true => return Err(SessionError::Unexpected { doing: "reading switching keys" }),
+            false => Some(GaloisKeys::from_bytes_for(params, &elements, &galois)?),
+        };
+        keys.0.push((set, elements, Arc::new(HeKeys::new(context.clone(), &public, galois.as_ref())?)));
         Ok(())
     }
 
