@@ -89,7 +89,9 @@ fn columns(layers: &[(Layer, usize)], device: &Device, ceilings: &Ceilings, quic
             let server = layer.server(device)?;
             let input = packing.load_input(&server, 0, layer.input.clone())?;
             let weights = packing.prepare_weights(&server, &[&layer.weights])?;
-            Ok(move || packing.multiply_prepared(&server, std::slice::from_ref(&input), &weights, &mut rng))
+            Ok(move || -> Result<(Response, Vec<u64>)> {
+                Ok(packing.multiply_prepared(&server, std::slice::from_ref(&input), &weights, &mut rng)?)
+            })
         })?;
         // The first one warms up and is checked.
         let (response, mask) = device.install(&mut multiply)?;
