@@ -232,6 +232,12 @@ impl ThexClient {
             return Err(ThexError::Range { layer, what: "a score", found: largest, limit: self.shape.score_limit });
         }
         relu(&mut scores);
+        let [low, high] = self.shape.sum_ranges[layer];
+        let row = |head: usize, row: usize| scores[(head * tokens + row) * tokens..][..length].iter().sum::<f64>();
+        let sums = (0..heads).flat_map(|head| (0..length).map(move |i| (head, i))).map(|(head, i)| row(head, i));
+        if let Some(found) = sums.into_iter().find(|sum| !(low..=high).contains(sum)) {
+            return Err(ThexError::SumRange { layer, found, low, high });
+        }
         let value = |head: usize, row: usize, column: usize| scores[(head * tokens + row) * tokens + column];
         Ok(Zeroizing::new(layout.to_diagonals(0.0, heads, value)))
     }

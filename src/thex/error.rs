@@ -35,6 +35,21 @@ pub enum ThexError {
         /// Largest magnitude allowed.
         limit: f64,
     },
+    /// A sum that the estimator was not made for.
+    #[error(
+        "layer {layer}: a row's numerators sum to {found:.2}, and the estimator holds from {low} to {high}; approximate the model \
+         with a wider range, or calibrate on such texts"
+    )]
+    SumRange {
+        /// Layer.
+        layer: usize,
+        /// The sum.
+        found: f64,
+        /// Least sum allowed.
+        low: f64,
+        /// Largest sum allowed.
+        high: f64,
+    },
     /// Parameters with too few levels.
     #[error("client-aided evaluation needs {needed} limbs and {set} has {found}; use a parameter set with more")]
     Depth {

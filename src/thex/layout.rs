@@ -164,24 +164,32 @@ impl Layout {
         let (babies, blocks) = (self.babies(), self.dense());
         let mut steps: Vec<usize> =
             (1..babies).chain((babies..blocks).step_by(babies)).map(|k| k * self.tokens).collect();
-        steps.extend(
-            self.token_digits().into_iter().flat_map(|(unit, count)| (1..count).map(move |digit| digit * unit)),
-        );
+        let digits = self.low_digits().into_iter().chain(self.high_digits());
+        steps.extend(digits.flat_map(|(unit, count)| (1..count).map(move |digit| digit * unit)));
         steps
     }
 
-    /// Rotations by up to `T - 1` tokens as sums of digits, highest unit first: unit and number of digits.
-    pub fn token_digits(&self) -> Vec<(usize, usize)> {
-        let mut digits = Vec::new();
-        let mut unit = 1;
-        while unit < self.tokens {
-            let count = (self.tokens / unit).min(8);
-            digits.push((unit, count));
-            unit *= count;
-        }
-        digits.reverse();
-        digits
+    /// Rotations by fewer than `C` tokens as sums of digits, highest unit first: unit and number of digits.
+    pub fn low_digits(&self) -> Vec<(usize, usize)> {
+        digits(1, self.stride())
     }
+
+    /// Rotations by multiples of `C` tokens below `T`, likewise.
+    pub fn high_digits(&self) -> Vec<(usize, usize)> {
+        digits(self.stride(), self.tokens)
+    }
+}
+
+/// Multiples of `unit` below `end`, in digits of base 8.
+fn digits(mut unit: usize, end: usize) -> Vec<(usize, usize)> {
+    let mut digits = Vec::new();
+    while unit < end {
+        let count = (end / unit).min(8);
+        digits.push((unit, count));
+        unit *= count;
+    }
+    digits.reverse();
+    digits
 }
 
 #[cfg(test)]

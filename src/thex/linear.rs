@@ -35,20 +35,30 @@ impl Slots<'_> {
         let giants = blocks / babies;
         let turned = self.block_rotations(x, &(0..babies).collect::<Vec<_>>())?;
         let plain_scale = he.context().prime(x.limbs()) * scale / x.ledger().scale;
+        // Plaintexts of a few inputs at a time: on a CPU these stay where the allocator keeps them.
+        let step = self.tile(x.len(), blocks, x.limbs());
         let mut sums = Vec::with_capacity(outputs);
-        for b in 0..outputs {
-            let plain = he.encode(x.limbs(), plain_scale, (giants, x.len() * babies), |giant, input| {
-                let (a, baby) = (input / babies, input % babies);
-                let mut slots = vec![0.0; layout.slots];
-                for (k, block) in slots.chunks_mut(tokens).enumerate() {
-                    let places = (row(a, (k + baby) % blocks), column(b, (k + blocks - giant * babies) % blocks));
-                    if let (Some(row), Some(column)) = places {
-                        block.fill(entry(row, column));
+        for first in (0..x.len()).step_by(step) {
+            let inputs = step.min(x.len() - first);
+            let part = he.select(&turned, &(first * babies..(first + inputs) * babies).collect::<Vec<_>>())?;
+            for b in 0..outputs {
+                let plain = he.encode(x.limbs(), plain_scale, (giants, inputs * babies), |giant, input| {
+                    let (a, baby) = (first + input / babies, input % babies);
+                    let mut slots = vec![0.0; layout.slots];
+                    for (k, block) in slots.chunks_mut(tokens).enumerate() {
+                        let places = (row(a, (k + baby) % blocks), column(b, (k + blocks - giant * babies) % blocks));
+                        if let (Some(row), Some(column)) = places {
+                            block.fill(entry(row, column));
+                        }
                     }
+                    slots
+                })?;
+                let sum = he.multiply_plain(&part, &plain)?;
+                match sums.get_mut(b) {
+                    Some(earlier) => *earlier = he.add(earlier, &sum)?,
+                    None => sums.push(sum),
                 }
-                slots
-            })?;
-            sums.push(he.multiply_plain(&turned, &plain)?);
+            }
         }
         // [outputs][giants]
         let sums = he.concat(&sums.iter().collect::<Vec<_>>())?;
@@ -111,14 +121,21 @@ impl Slots<'_> {
         Ok(he.select(&all, &order)?)
     }
 
-    /// Rotations by `0 .. T` slots of every ciphertext, `[ciphertexts][T]`.
-    pub fn token_rotations(&self, x: &CkksCiphertexts) -> Result<CkksCiphertexts> {
+    /// Rotations by all sums of digits ([`Layout::low_digits`], [`Layout::high_digits`]), ascending, of every ciphertext:
+    /// `[ciphertexts][rotations]`.
+    pub fn token_rotations(&self, x: &CkksCiphertexts, digits: &[(usize, usize)]) -> Result<CkksCiphertexts> {
         let mut current = x.clone();
-        for (unit, count) in self.layout.token_digits() {
+        for &(unit, count) in digits {
             let turns = (0..current.len()).flat_map(|input| (0..count).map(move |digit| (input, digit * unit)));
             current = self.turned(&current, &turns.collect::<Vec<_>>())?;
         }
         Ok(current)
+    }
+
+    /// How many of `count` items of `ciphertexts` ciphertexts of `limbs` limbs are worked on at a time on this device.
+    pub fn tile(&self, count: usize, ciphertexts: usize, limbs: usize) -> usize {
+        let words = 4 * ciphertexts * limbs * self.layout.slots;
+        (self.he.context().tile_words() / words.max(1)).clamp(1, count.max(1))
     }
 
     /// The sum of all rotations by `unit` blocks (a power of two) up to the whole: every such block then holds the sum over them.

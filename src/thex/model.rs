@@ -52,6 +52,8 @@ pub struct ApproxLayer {
     pub value: Dense,
     /// The estimator of the reciprocal.
     pub estimator: Estimator,
+    /// Least and largest sum of a row's numerators that it was made for.
+    pub sum_range: [f64; 2],
     /// The map after attention.
     pub attention_output: Dense,
     /// The affine map in place of the LayerNorm after attention, over the residual sum.
@@ -107,6 +109,8 @@ pub struct ModelShape {
     pub estimator: usize,
     /// Layers.
     pub layers: usize,
+    /// [`ApproxLayer::sum_range`] of every layer.
+    pub sum_ranges: Vec<[f64; 2]>,
     /// Outputs of the head.
     pub outputs: usize,
     /// Rows of the head.
@@ -245,6 +249,7 @@ impl ApproxModel {
             intermediate,
             estimator: self.layers.iter().map(|layer| layer.estimator.hidden.len()).max().unwrap_or(0),
             layers: self.layers.len(),
+            sum_ranges: self.layers.iter().map(|layer| layer.sum_range).collect(),
             outputs: self.head.outputs,
             pooling: self.pooling,
             score_limit: self.score_limit,
@@ -352,6 +357,7 @@ pub(crate) mod tests {
             intermediate: dense(rng, hidden, intermediate),
             output: dense(rng, intermediate, hidden),
             output_norm: norm(rng),
+            sum_range: [0.0, 1e6],
         };
         ApproxModel {
             heads,

@@ -224,7 +224,8 @@ impl ThexServer {
         Ok(response.to_bytes(self.he.context().params()))
     }
 
-    /// A masked batch, back without its mask.
+    /// A masked batch, back without its mask. Its ledger begins anew: worst cases of a whole model would say nothing, so a bound is
+    /// on the error since the last refreshment, as it is for what the client encrypts.
     fn unmasked(&self, batch: &SeededCiphertexts, limbs: usize, mask: &[i128]) -> Result<CkksCiphertexts> {
         let form = Fresh { scale: self.state.scale, ..self.forms().masked(limbs) };
         Ok(self.he.sub_integers(&self.he.load(batch, form)?, mask, self.shape.activation_limit)?)
@@ -242,21 +243,26 @@ impl ThexServer {
         let keys = self.unmasked(&batches[1], 5, &masks.keys)?;
         self.state.values = Some(self.unmasked(&batches[2], 6, &masks.values)?);
         let (he, layout, slots) = (&self.he, &self.layout, self.slots());
-        let (per_head, blocks, stride, tokens) =
-            (layout.head_count(self.shape.head_dim), layout.blocks(), layout.stride(), layout.tokens);
-        let mut halves = Vec::with_capacity(self.shape.heads);
+        let (per_head, blocks, stride) = (layout.head_count(self.shape.head_dim), layout.blocks(), layout.stride());
+        let tile = slots.tile(stride, per_head * blocks, keys.limbs());
+        let mut halves = Vec::new();
         for head in 0..self.shape.heads {
             let mine: Vec<usize> = (head * per_head..(head + 1) * per_head).collect();
             let query = he.select(&queries, &mine)?;
-            let turned = slots.token_rotations(&he.select(&keys, &mine)?)?;
-            // [c][s][features], the rotation of the keys by c - Cs.
-            let order = (0..stride).flat_map(|c| (0..blocks).map(move |s| (c + tokens - stride * s) % tokens));
-            let order: Vec<usize> = order.flat_map(|r| (0..per_head).map(move |f| f * tokens + r)).collect();
-            let products = he.multiply_sums(&query, &he.select(&turned, &order)?, 1, per_head)?;
-            let products = he.relinearise(&products)?;
-            halves.push(
-                he.rescale(&slots.sum_turned(&products, blocks, 2)?)?.with_magnitude(self.shape.score_limit / 2.0),
-            );
+            let low = slots.token_rotations(&he.select(&keys, &mine)?, &layout.low_digits())?;
+            for first in (0..stride).step_by(tile) {
+                let count = tile.min(stride - first);
+                let some = (0..count).flat_map(|c| (0..per_head).map(move |f| f * stride + first + c));
+                let turned =
+                    slots.token_rotations(&he.select(&low, &some.collect::<Vec<_>>())?, &layout.high_digits())?;
+                // [c][s][features], the rotation of the keys by c - Cs.
+                let order = (0..count).flat_map(|c| (0..blocks).map(move |s| (c, (blocks - s) % blocks)));
+                let order = order.flat_map(|(c, turn)| (0..per_head).map(move |f| (c * per_head + f) * blocks + turn));
+                let turned = he.select(&turned, &order.collect::<Vec<_>>())?;
+                let products = he.relinearise(&he.multiply_sums(&query, &turned, 1, per_head)?)?;
+                let sums = he.rescale(&slots.sum_turned(&products, blocks, 2)?)?;
+                halves.push(sums.with_magnitude(self.shape.score_limit / 2.0));
+            }
         }
         let y = slots.merge(&he.concat(&halves.iter().collect::<Vec<_>>())?)?;
         let limit = self.shape.score_limit / 2.0 + 1.0;
@@ -304,20 +310,33 @@ impl ThexServer {
         let (he, layout, slots) = (&self.he, &self.layout, self.slots());
         let factors = self.reciprocals(layer, &he.load(&batches[0], self.forms().units(6))?)?;
         let (heads, head_dim) = (self.shape.heads, self.shape.head_dim);
-        let (per_head, blocks, stride, tokens) =
-            (layout.head_count(head_dim), layout.blocks(), layout.stride(), layout.tokens);
+        let (per_head, blocks, stride) = (layout.head_count(head_dim), layout.blocks(), layout.stride());
+        let tile = slots.tile(stride, per_head * blocks, values.limbs());
         let even: Vec<usize> = (0..blocks).map(|s| 2 * s).collect();
         let mut contexts = Vec::with_capacity(heads);
         for head in 0..heads {
-            let mine: Vec<usize> = (head * stride..(head + 1) * stride).collect();
-            // [c][s]
-            let weights = slots.block_rotations(&he.select(&numerators, &mine)?, &even)?;
             let mine: Vec<usize> = (head * per_head..(head + 1) * per_head).collect();
-            let turned = slots.token_rotations(&he.select(&values, &mine)?)?;
-            let order = (0..per_head)
-                .flat_map(|f| (0..stride).flat_map(move |c| (0..blocks).map(move |s| f * tokens + stride * s + c)));
-            let turned = he.select(&turned, &order.collect::<Vec<_>>())?;
-            let sums = he.relinearise(&he.multiply_sums(&weights, &turned, 1, tokens)?)?;
+            let low = slots.token_rotations(&he.select(&values, &mine)?, &layout.low_digits())?;
+            let mut sums: Option<CkksCiphertexts> = None;
+            for first in (0..stride).step_by(tile) {
+                let count = tile.min(stride - first);
+                let mine: Vec<usize> = (0..count).map(|c| head * stride + first + c).collect();
+                // [c][s]
+                let weights = slots.block_rotations(&he.select(&numerators, &mine)?, &even)?;
+                let some = (0..count).flat_map(|c| (0..per_head).map(move |f| f * stride + first + c));
+                let turned =
+                    slots.token_rotations(&he.select(&low, &some.collect::<Vec<_>>())?, &layout.high_digits())?;
+                // [features][c][s], the rotation of the values by Cs + c.
+                let order = (0..per_head).flat_map(|f| (0..count).map(move |c| c * per_head + f));
+                let order = order.flat_map(|base| (0..blocks).map(move |s| base * blocks + s));
+                let turned = he.select(&turned, &order.collect::<Vec<_>>())?;
+                let part = he.multiply_sums(&weights, &turned, 1, count * blocks)?;
+                sums = Some(match sums {
+                    Some(earlier) => he.add(&earlier, &part)?,
+                    None => part,
+                });
+            }
+            let sums = he.relinearise(&sums.ok_or_else(missing)?)?;
             let sums = he.rescale(&sums)?.divided_by(self.balance());
             let factor = he.select(&factors, &vec![head; per_head])?;
             let context = he.rescale(&he.relinearise(&he.multiply(&sums, &factor)?)?)?;

@@ -106,6 +106,10 @@ fn wrong_use_is_refused() {
     let mut parties = ClientAided::new(cpu(), params.clone(), Arc::new(model.clone()), 8, &mut rng).unwrap();
     assert!(matches!(parties.evaluate(&rows[..7]).unwrap_err(), ThexError::Sequence(_)));
     assert!(matches!(parties.evaluate(&[1e4; 8]).unwrap_err(), ThexError::Range { what: "a row", .. }));
+    let mut narrow = model.clone();
+    narrow.layers[0].sum_range = [0.0, 1.0];
+    let mut parties = ClientAided::new(cpu(), params.clone(), Arc::new(narrow), 8, &mut rng).unwrap();
+    assert!(matches!(parties.evaluate(&rows).unwrap_err(), ThexError::SumRange { layer: 0, .. }));
     model.score_limit = 0.01;
     let mut parties = ClientAided::new(cpu(), params.clone(), Arc::new(model.clone()), 8, &mut rng).unwrap();
     let e = parties.evaluate(&rows).unwrap_err();

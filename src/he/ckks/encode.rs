@@ -45,7 +45,7 @@ impl CkksEncoder {
         let scaled = coefficients.iter().map(|&c| {
             let c = c * factor;
             // NaN fails the comparison too.
-            if c.abs() < LIMIT { Ok(c.round_ties_even() as i64) } else { Err(HeError::Unencodable { scale }) }
+            if c.abs() < LIMIT { Ok((c + 0.5f64.copysign(c)) as i64) } else { Err(HeError::Unencodable { scale }) }
         });
         scaled.collect()
     }
