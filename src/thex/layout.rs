@@ -76,7 +76,7 @@ impl Layout {
 
     /// Which ciphertext in halves, and which block of it, block `block` of the merged ciphertext `index` holds.
     pub fn merged_source(&self, index: usize, block: usize) -> (usize, usize) {
-        if block % 2 == 0 { (2 * index, block / 2) } else { (2 * index + 1, (block / 2 + 1) % self.blocks()) }
+        if block.is_multiple_of(2) { (2 * index, block / 2) } else { (2 * index + 1, (block / 2 + 1) % self.blocks()) }
     }
 
     /// Slots of dense features; `value(token, feature)`.
@@ -96,7 +96,7 @@ impl Layout {
         (heads, head_dim): (usize, usize),
         value: impl Fn(usize, usize, usize) -> V,
     ) -> Vec<V> {
-        self.fill(zero, heads, head_dim, self.tokens, |i, head, column| value(i, head, column))
+        self.fill(zero, heads, head_dim, self.tokens, value)
     }
 
     /// Skewed slots, a head after the other; `value(token, head, column)`.

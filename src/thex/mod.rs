@@ -13,6 +13,8 @@
 
 mod client;
 mod error;
+#[cfg(feature = "protocol")]
+mod import;
 mod layout;
 mod linear;
 mod message;

@@ -206,7 +206,7 @@ impl ApproxModel {
     pub fn shape(&self) -> Result<ModelShape> {
         let hidden = self.embedding_norm.gamma.len();
         let fail = |detail: &str| Err(ThexError::Model(detail.into()));
-        if self.heads == 0 || hidden == 0 || hidden % self.heads != 0 || self.layers.is_empty() {
+        if self.heads == 0 || hidden == 0 || !hidden.is_multiple_of(self.heads) || self.layers.is_empty() {
             return fail("a model needs layers, and heads that divide the hidden width");
         }
         if !(self.score_limit > 0.0

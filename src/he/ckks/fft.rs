@@ -158,7 +158,8 @@ mod tests {
     fn pairs_of_doubles_carry_ninety_bits() {
         let n = 2048;
         let fft = Fft::<DoubleDouble>::new(n);
-        let m: Vec<i128> = (0..n as i128).map(|k| (k * k * k + 7) % (1 << 20) << 67 | k * 77 & 0xffff).collect();
+        let m: Vec<i128> =
+            (0..n as i128).map(|k| (((k * k * k + 7) % (1 << 20)) << 67) | ((k * 77) & 0xffff)).collect();
         let pairs: Vec<DoubleDouble> = m.iter().map(|&m| DoubleDouble::from_integer(m)).collect();
         let back = fft.coefficients(&fft.slots(&pairs));
         let scale = DoubleDouble::new(2.0 / n as f64);

@@ -46,7 +46,7 @@ impl CkksServer {
     /// If the counts or limbs do not fit, or [`HeError::DepthExhausted`].
     pub fn multiply_plain(&self, x: &CkksCiphertexts, plain: &CkksPlaintexts) -> Result<CkksCiphertexts> {
         let params = self.ctx.params();
-        if x.parts != 2 || plain.limbs != x.limbs || plain.inputs == 0 || x.count % plain.inputs != 0 {
+        if x.parts != 2 || plain.limbs != x.limbs || plain.inputs == 0 || !x.count.is_multiple_of(plain.inputs) {
             let detail = format!(
                 "{} ciphertexts of {} parts and {} limbs, plaintexts for {} of {} limbs",
                 x.count, x.parts, x.limbs, plain.inputs, plain.limbs
@@ -175,7 +175,7 @@ impl CkksServer {
     ) -> Result<CkksCiphertexts> {
         let (params, ring, backend) = (self.ctx.params(), self.ctx.ring(), self.ctx.backend());
         let fits = a.parts == 2 && b.parts == 2 && groups * inputs > 0 && a.count == groups * inputs;
-        if !fits || b.count % a.count != 0 || a.owner != b.owner {
+        if !fits || !b.count.is_multiple_of(a.count) || a.owner != b.owner {
             let detail = format!("{} and {} ciphertexts in {groups} groups of {inputs} terms", a.count, b.count);
             return Err(HeError::shape("multiply", detail));
         }

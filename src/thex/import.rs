@@ -1,0 +1,71 @@
+//! From an approximated checkpoint to the model that is evaluated.
+
+use super::{AffineNorm, ApproxLayer, ApproxModel, Dense, Estimator, Pooling, Result, ThexError};
+use crate::model::{self, Checkpoint, DenseActivation, Linear, Norm};
+
+fn dense(map: &Linear) -> Dense {
+    Dense { inputs: map.inputs, outputs: map.outputs, weight: map.weight.clone(), bias: map.bias.clone() }
+}
+
+fn norm(norm: &Norm) -> AffineNorm {
+    AffineNorm { gamma: norm.gain.clone(), beta: norm.bias.clone() }
+}
+
+impl ApproxModel {
+    /// The encoder and head of a checkpoint. Its rows are those of [`model::EmbeddingBlock::embed_real`], which the client has
+    /// made with the embedding's affine map already, so the map here is the identity. Scores, and sums of numerators, may leave
+    /// the ranges of training by the factor `margin`, at least 1.
+    ///
+    /// # Errors
+    /// [`ThexError::Unapproximated`] if it holds anything but additions, multiplications and ReLU.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, activation_limit: f64, margin: f64) -> Result<Self> {
+        let refuse = |reason: &str| ThexError::Unapproximated { reason: reason.into() };
+        let Some(approximation) = &checkpoint.config.approximation else {
+            return Err(refuse("it has softmax and LayerNorm"));
+        };
+        let pooling = match checkpoint.pooling {
+            model::Pooling::First => Pooling::First,
+            model::Pooling::Mean => Pooling::Mean,
+            model::Pooling::Tokens => return Err(refuse("an output for every token is not supported")),
+        };
+        let hidden = checkpoint.config.hidden;
+        let head = match &checkpoint.head[..] {
+            [] => {
+                let weight = (0..hidden * hidden).map(|i| if i % (hidden + 1) == 0 { 1.0 } else { 0.0 }).collect();
+                Dense { inputs: hidden, outputs: hidden, weight, bias: vec![0.0; hidden] }
+            }
+            [one] if one.activation == DenseActivation::Identity => dense(&one.linear),
+            _ => return Err(refuse("its head has a pooler with tanh")),
+        };
+        let layer = |(l, &[low, high]): (&model::EncoderLayer, &[f64; 2])| {
+            let e = l.estimator.as_ref().ok_or_else(|| refuse("a layer has no estimator"))?;
+            Ok(ApproxLayer {
+                query: dense(&l.query),
+                key: dense(&l.key),
+                value: dense(&l.value),
+                estimator: Estimator {
+                    hidden: e.hidden.clone(),
+                    hidden_bias: e.hidden_bias.clone(),
+                    output: e.output.clone(),
+                    output_bias: e.output_bias,
+                },
+                sum_range: [low / margin, high * margin],
+                attention_output: dense(&l.attention_output),
+                attention_norm: norm(&l.attention_norm),
+                intermediate: dense(&l.up),
+                output: dense(&l.down),
+                output_norm: norm(&l.output_norm),
+            })
+        };
+        let scores = approximation.score_range.iter().flatten().fold(0.0, |most: f64, x| most.max(x.abs()));
+        Ok(Self {
+            heads: checkpoint.config.heads,
+            embedding_norm: AffineNorm { gamma: vec![1.0; hidden], beta: vec![0.0; hidden] },
+            layers: checkpoint.layers.iter().zip(&approximation.sum_range).map(layer).collect::<Result<_>>()?,
+            pooling,
+            head,
+            score_limit: scores * margin,
+            activation_limit,
+        })
+    }
+}
