@@ -23,7 +23,7 @@ pub enum Stage {
     Softmax,
     /// The task, with real LayerNorm still.
     Task,
-    /// LayerNorm becomes an affine map, one after another, the rest frozen.
+    /// LayerNorm becomes an affine map, one after another.
     LayerNorm,
     /// Everything is trained with a price on scores and sums outside their ranges.
     Range,
@@ -76,19 +76,20 @@ impl Stage {
         match self {
             Self::Finetune => recipe(1.0, 1.0, 1.0, 0.0, 0.0, 0.0),
             Self::Pooler => recipe(0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
-            Self::Relu => recipe(0.10, 1.0, 0.2, 1.0, 1.0, 0.0),
-            Self::Softmax => recipe(0.20, 2.0, 0.2, 1.0, 1.0, 0.1),
-            Self::Task => recipe(0.10, 1.0, 0.5, 1.0, 0.5, 0.1),
-            Self::LayerNorm => recipe(0.10, 20.0, 0.2, 1.0, 1.0, 0.1),
-            Self::Range => recipe(0.25, 2.0, 0.5, 1.0, 1.0, 0.5),
-            Self::Final => recipe(0.25, 1.0, 0.5, 1.0, 0.5, 0.5),
+            Self::Relu => recipe(0.10, 2.0, 0.2, 1.0, 1.0, 0.0),
+            Self::Softmax => recipe(0.15, 4.0, 0.2, 1.0, 1.0, 0.1),
+            Self::Task => recipe(0.05, 1.0, 0.5, 1.0, 0.5, 0.1),
+            Self::LayerNorm => recipe(0.30, 4.0, 0.2, 1.0, 1.0, 0.1),
+            Self::Range => recipe(0.20, 4.0, 0.5, 1.0, 1.0, 0.5),
+            Self::Final => recipe(0.20, 2.0, 0.5, 1.0, 0.5, 0.5),
         }
     }
 
     /// Whether a part is trained; `active` is the normalisation that is being replaced.
     pub fn trains(self, part: Part, active: usize) -> bool {
         match self {
-            Self::LayerNorm => part == Part::Norm(active),
+            // The paper freezes all but the one map; what lies before it adapts as well here, which loses far less.
+            Self::LayerNorm => !matches!(part, Part::Norm(n) if n > active),
             _ => true,
         }
     }
