@@ -257,9 +257,7 @@ fn decoders_refuse_wrong_bytes() {
     refuses("galois keys", g.to_bytes(&params), 32, &|b| GaloisKeys::from_bytes(&params, 2, b).is_ok());
     refuses("matrix", x.to_bytes(&params), 40, &|b| EncryptedMatrix::from_bytes(&params, &layout, b).is_ok());
     let kept = packing.response_len() - params.n() * packing.response_plan().c1.kept_bits as usize / 8;
-    refuses("response", packing.write_response(&params, &response), kept, &|b| {
-        packing.read_response(&params, b).is_ok()
-    });
+    refuses("response", packing.write_response(&response), kept, &|b| packing.read_response(&params, b).is_ok());
     assert_eq!(GaloisKeys::byte_len(&params, 2), Some(g.to_bytes(&params).len()));
     assert!(GaloisKeys::from_bytes(&params, 3, &[]).is_err() && GaloisKeys::from_bytes(&params, 1 << 20, &[]).is_err());
     // A counter that would run over into the domain of the stream's name.

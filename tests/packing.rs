@@ -84,7 +84,7 @@ impl Parties {
         let w: Vec<&[i64]> = w.iter().map(|w| &w[..]).collect();
         let weights = packing.prepare_weights(&server, &w).unwrap();
         let (response, mask) = packing.multiply_prepared(&server, &inputs, &weights, &mut self.rng).unwrap();
-        let bytes = packing.write_output(&params, &response);
+        let bytes = packing.write_output(&response);
         let share = packing.decrypt_output(&self.client, &packing.read_output(&params, &bytes).unwrap()).unwrap();
 
         let (counts, after) = (packing.counts(), (self.client.context().counters(), server.context().counters()));
@@ -423,7 +423,7 @@ fn refuses_wrong_use(packing: &dyn Packing, other: &dyn Packing, parties: &mut P
     let loaded = packing.load_input(&server, 0, input.clone()).unwrap();
     let weights = packing.prepare_weights(&server, &[&w]).unwrap();
     let (response, _) = packing.multiply_prepared(&server, std::slice::from_ref(&loaded), &weights, rng).unwrap();
-    let output = packing.write_output(&params, &response);
+    let output = packing.write_output(&response);
 
     assert!(packing.encrypt_input(&parties.client, 0, &x[1..], rng).is_err());
     assert!(packing.encrypt_input(&parties.client, 1, &x, rng).is_err());

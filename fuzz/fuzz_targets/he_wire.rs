@@ -47,7 +47,7 @@ fuzz_target!(|data: &[u8]| {
         0 => SeededCiphertexts::from_bytes(params, 1, &bytes).map(|x| x.to_bytes(params)),
         1 => GaloisKeys::from_bytes(params, 2, &bytes).map(|x| x.to_bytes(params)),
         2 => EncryptedMatrix::from_bytes(params, layout, &bytes).map(|x| x.to_bytes(params)),
-        3 => packing.read_response(params, &bytes).map(|x| packing.write_response(params, &x)),
+        3 => packing.read_response(params, &bytes).map(|x| packing.write_response(&x)),
         _ => PublicKey::from_bytes(params, &bytes).map(|x| x.to_bytes(params)),
     };
     if let Ok(form) = form {

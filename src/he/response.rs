@@ -58,7 +58,7 @@ impl Response {
     }
 
     /// c0, then c1; of each the low 64 bits and then the bits above them where it has more, packed.
-    pub fn to_bytes(&self, _: &ParameterSet, plan: &ResponsePlan) -> Vec<u8> {
+    pub fn to_bytes(&self, plan: &ResponsePlan) -> Vec<u8> {
         let mut out = Vec::new();
         plan.c0.write(&self.c0, &mut out);
         plan.c1.write(&self.c1, &mut out);

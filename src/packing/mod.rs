@@ -181,8 +181,8 @@ pub trait Packing: Send + Sync {
     }
 
     /// Bytes of a response of this product, [`Counts::bytes_down`] of them.
-    fn write_output(&self, params: &ParameterSet, response: &Response) -> Vec<u8> {
-        response.to_bytes(params, self.response_plan())
+    fn write_output(&self, response: &Response) -> Vec<u8> {
+        response.to_bytes(self.response_plan())
     }
 }
 

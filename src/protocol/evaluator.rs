@@ -177,13 +177,13 @@ impl Evaluator {
         let ring = plan.graph.edge(node.output).ring;
         let result = Arc::new(Slot::new());
         let task = writing(&keys, &node.name, [&**packing].into_iter(), product.tasks());
-        let (on, packing, out) = (keys.clone(), packing.clone(), result.clone());
+        let (packing, out) = (packing.clone(), result.clone());
         graph.add(task, move || {
             let (response, mask) = product.collect()?;
             let mask = Zeroizing::new(mask);
             // In the ring of the inputs; the output's is at most as wide.
             let share = SecretVec::new(mask.iter().map(|&z| ring.reduce(z)).collect());
-            let responses = vec![packing.write_output(on.context().params(), &response)];
+            let responses = vec![packing.write_output(&response)];
             out.put(Evaluated { item, node: id, responses, share });
             Ok(())
         });
@@ -237,7 +237,7 @@ impl Evaluator {
         let after = products.iter().flat_map(PendingProduct::tasks).collect();
         let task = writing(&keys, &node.name, terms.iter().map(|(_, packing)| &**packing), after);
         let result = Arc::new(Slot::new());
-        let (on, out, plan) = (keys.clone(), result.clone(), plan.clone());
+        let (out, plan) = (result.clone(), plan.clone());
         graph.add(task, move || {
             let (model, HeItem::Product(terms, _)) = (&plan.graph, &plan.he[item].1) else { return Ok(()) };
             let mut responses = Vec::with_capacity(terms.len());
@@ -249,7 +249,7 @@ impl Evaluator {
                 for (term, part) in terms.iter().zip(z.chunks_exact(rows * cols)) {
                     add_cross_term(model, id, term, part, cols, &mut share);
                 }
-                responses.push(packing.write_output(on.context().params(), &response));
+                responses.push(packing.write_output(&response));
             }
             out.put(Evaluated { item, node: id, responses, share });
             Ok(())

@@ -493,7 +493,7 @@ fn weights(layout: Layout) -> CostWeights {
         Layout::Work => (20.0, 15.0),
         Layout::Balanced => (60.0, 40.0),
         Layout::Bytes => (100.0, 60.0),
-        Layout::Least => (400.0, 200.0),
+        Layout::Least => (3000.0, 1500.0),
     };
     CostWeights { upload, download, max_block: KEY_BLOCK, fewest_limbs: true, ..CostWeights::default() }
 }

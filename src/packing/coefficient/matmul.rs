@@ -142,7 +142,7 @@ impl CoefficientPacking {
     }
 
     /// Bytes of a response of this product.
-    pub fn write_response(&self, params: &ParameterSet, response: &Response) -> Vec<u8> {
-        response.to_bytes(params, &self.response)
+    pub fn write_response(&self, response: &Response) -> Vec<u8> {
+        response.to_bytes(&self.response)
     }
 }
