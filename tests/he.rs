@@ -90,7 +90,7 @@ fn check(parties: &mut Parties, packing: &CoefficientPacking) {
     }
     let operands: Vec<(&EncryptedMatrix, &[i64])> = operands.iter().map(|(x, w)| (x, &w[..])).collect();
     let (response, mask) = packing.multiply(server, &operands, rng).unwrap();
-    let bytes = packing.write_response(params, &response);
+    let bytes = packing.write_response(&response);
     let share = client.decrypt_matrix(packing, &packing.read_response(params, &bytes).unwrap()).unwrap();
     let got: Vec<u64> = share.iter().zip(&mask).map(|(&c, &z)| t.add(c, z)).collect();
     assert!(got == expected, "{:?} stride {} block {}", packing.spec(), packing.stride(), packing.block());
