@@ -74,7 +74,7 @@ pub(super) fn choose(
     // Whole ciphertexts of the smaller ring dimension may be cheaper than as many inferences as there are.
     let full = SetId::Column4096.spec().n / graph.tokens.max(1);
     let mut sizes = vec![most];
-    if full > 1 && most > full && most % full != 0 {
+    if full > 1 && most > full && !most.is_multiple_of(full) {
         sizes.push(most - most % full);
     }
     let kinds: &[PackingKind] = match base.graph.rings {

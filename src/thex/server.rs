@@ -422,7 +422,7 @@ impl ThexServer {
             }
         }
         let x = x.with_magnitude(self.shape.activation_limit);
-        let first = |slot: usize| if slot % layout.tokens == 0 { 1.0 } else { 0.0 };
+        let first = |slot: usize| if slot.is_multiple_of(layout.tokens) { 1.0 } else { 0.0 };
         let mask = |index: usize| {
             let inside = |slot: usize| index * layout.dense() + slot / layout.tokens < head.outputs;
             (0..layout.slots).map(|slot| if inside(slot) { first(slot) } else { 0.0 }).collect()
