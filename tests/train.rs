@@ -171,7 +171,7 @@ fn a_task_is_learnt_and_approximated_in_pieces() {
 fn values_of_pairs_are_learnt() {
     let place = Place::new();
     fine(&place.train("finetune", "model", "values", &["--task", "regression", "--epochs", "10"]));
-    assert!(place.report("values").result.spearman.unwrap() > 0.8, "{}", place.report("values").table());
+    assert!(place.report("values").result.spearman.unwrap() > 0.7, "{}", place.report("values").table());
     assert_eq!(place.checkpoint("values").output, OutputKind::Regression);
     close(&place.checkpoint("values"), &place.dir.path().join("eval-pairs.tsv"), Task::Regression, 1e-3);
 }
