@@ -131,9 +131,6 @@ pub enum HeError {
         /// What it is.
         what: &'static str,
     },
-    /// A product that cannot be made two parts again.
-    #[error("no relinearisation key; make one when the client generates its keys")]
-    MissingRelinearisationKey,
     /// The counter of uniform halves is used up.
     #[error("the encryption counter is used up; make a new key")]
     CounterExhausted,

@@ -69,3 +69,52 @@ impl ApproxModel {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{arith::fixed::Activation, model::Approximation};
+
+    /// A checkpoint with the form of an approximated one: both evaluations in floating point agree.
+    #[test]
+    fn the_model_is_that_of_the_checkpoint() {
+        let set = std::env::var_os("HELIOSTAT_MODELS").map(PathBuf::from);
+        let dir = set.clone().unwrap_or("../shared/models".into()).join("bert-tiny-sst2");
+        if !dir.is_dir() {
+            assert!(set.is_none(), "{} is absent", dir.display());
+            println!("NOT RUN: {} absent", dir.display());
+            return;
+        }
+        let mut checkpoint = Checkpoint::read(&dir).unwrap();
+        let e = ApproxModel::from_checkpoint(&checkpoint, 64.0, 1.0).unwrap_err();
+        assert!(matches!(e, ThexError::Unapproximated { .. }) && e.to_string().contains("approximate"), "{e}");
+
+        let layers = checkpoint.layers.len();
+        checkpoint.config.approximation =
+            Some(Approximation { score_range: vec![[-2.0, 3.0]; layers], sum_range: vec![[1.0, 600.0]; layers] });
+        checkpoint.config.activation = Activation::Relu;
+        checkpoint.embedding.affine = true;
+        for layer in &mut checkpoint.layers {
+            let (hidden, output) = (vec![0.1, -0.2, 0.05], vec![0.01, 0.3, -0.02]);
+            let hidden_bias = vec![0.1, 1.0, 0.0];
+            layer.estimator = Some(model::Estimator { hidden, hidden_bias, output, output_bias: 0.02 });
+            for norm in [&mut layer.attention_norm, &mut layer.output_norm] {
+                norm.gain.iter_mut().for_each(|gain| *gain *= 0.1);
+            }
+        }
+        assert!(ApproxModel::from_checkpoint(&checkpoint, 64.0, 1.0).is_err(), "the pooler has a tanh");
+        checkpoint.head.remove(0);
+        let approximated = ApproxModel::from_checkpoint(&checkpoint, 64.0, 2.0).unwrap();
+        assert_eq!((approximated.score_limit, approximated.layers[0].sum_range), (6.0, [0.5, 1200.0]));
+        let (ids, types) = ([101, 2023, 2003, 2204, 102], [0; 5]);
+        let rows: Vec<f32> = checkpoint.embedding.embed_real(&ids, &types).unwrap().iter().map(|&x| x as f32).collect();
+        let found = approximated.forward(&rows).unwrap().outputs;
+        let expected = &checkpoint.forward(&ids, &types).unwrap()[0];
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-4 * expected.abs().max(1.0), "{found} {expected}");
+        }
+    }
+}
