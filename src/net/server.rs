@@ -350,7 +350,7 @@ mod tests {
             let mut channel = connect(address, &TcpOptions::default()).unwrap();
             let future = Versions { oldest: 8, newest: 9 };
             let error = greet(&mut channel, &Meter::new(Role::Client), future, LIMIT).unwrap_err();
-            assert!(error.to_string().contains("the client speaks 8 to 9 and the server 2"), "{error}");
+            assert!(error.to_string().contains("the client speaks 8 to 9 and the server 3"), "{error}");
             assert!(next_line(log).contains("the client speaks 8 to 9"));
         });
     }

@@ -442,26 +442,32 @@ mod tests {
     #[test]
     fn the_penalty_pulls_scores_and_sums_into_their_ranges() {
         let (z, b, t) = (noise(&[9, 18], 13), noise(&[18], 14), perceptron());
-        let outside = |strength: f32| {
+        let far = Bounds { low: -1e6, high: 1e6 };
+        let any = Bounds { low: 1e-6, high: 1e6 };
+        let outside = |strength: f32, score: Bounds, sum: Bounds| {
             let seen = |z: &Tensor| {
                 let watch = Arc::new(Watch::default());
                 let op = Attention { watch: Some(watch.clone()), ..attention(Weighting::Estimator(Penalty::NONE)) };
                 z.apply_op3(&b, &t, op).unwrap();
                 watch.seen()
             };
-            let penalty =
-                Penalty { strength, score: Bounds { low: -0.1, high: 0.1 }, sum: Bounds { low: 0.5, high: 4.0 } };
+            let penalty = Penalty { strength, score, sum };
             // Without a gradient from behind only the penalty moves anything.
             let y = z.apply_op3(&b, &t, attention(Weighting::Estimator(penalty))).unwrap();
             let nothing = y.zeros_like().unwrap();
             let grads = (y * nothing).unwrap().sum_all().unwrap().backward().unwrap();
-            let moved = (z.as_tensor() - grads.get(&z).unwrap()).unwrap();
-            let (before, after) = (seen(&z), seen(&moved));
-            (before.score, after.score)
+            // A step that is small beside the curvature of scores in queries and keys.
+            let step = (grads.get(&z).unwrap() * 0.05).unwrap();
+            let moved = (z.as_tensor() - step).unwrap();
+            (seen(&z), seen(&moved))
         };
-        let (before, after) = outside(20.0);
-        assert!(after.high < before.high && after.low > before.low, "{before:?} {after:?}");
-        let (before, after) = outside(0.0);
-        assert_eq!(before, after);
+        let narrow = Bounds { low: -0.1, high: 0.1 };
+        let (before, after) = outside(20.0, narrow, any);
+        let shrinks = after.score.high < before.score.high && after.score.low > before.score.low;
+        assert!(shrinks, "{:?} {:?}", before.score, after.score);
+        let (before, after) = outside(20.0, far, Bounds { low: 0.5, high: 4.0 });
+        assert!(after.sum.high < before.sum.high, "{:?} {:?}", before.sum, after.sum);
+        let (before, after) = outside(0.0, narrow, Bounds { low: 0.5, high: 4.0 });
+        assert_eq!((before.score, before.sum), (after.score, after.sum));
     }
 }
